@@ -1,0 +1,1 @@
+//! keyfleet: every side effect lives here.

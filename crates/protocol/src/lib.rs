@@ -1,0 +1,12 @@
+//! What Redis defines, and nothing of ours: the wire codec, hash slots, the text of the cluster
+//! commands, configuration files, and what each engine can do.
+//!
+//! Pure: no I/O, no clock, no randomness. Input from outside never panics.
+
+pub mod engine;
+pub mod ids;
+pub mod slots;
+
+pub use engine::{Dialect, Engine, EngineKind, Version};
+pub use ids::NodeId;
+pub use slots::{SLOT_COUNT, Slot, SlotSet};
