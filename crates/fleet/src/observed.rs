@@ -42,6 +42,8 @@ pub struct NodeView {
     pub process: Process,
     pub disk: Disk,
     pub server: Server,
+    /// Starts in a row that ended before the server answered, as far as this process remembers.
+    pub failed_starts: u32,
 }
 
 /// What the runtime knows of a node's process. It is proof where the host is reachable.
@@ -112,8 +114,8 @@ pub struct Up {
     pub open: BTreeMap<OpenSlots, SlotSet>,
     /// The directives that the fleet cares for, as CONFIG GET gives them, normalised.
     pub config: BTreeMap<String, String>,
-    /// Digest of the ACL file that is loaded unchanged; None where it is unknown or was changed.
-    pub acl: Option<String>,
+    /// The users that the spec wants are loaded, and nobody changed them since.
+    pub users_current: bool,
     /// Seconds since it started.
     pub uptime_s: u64,
 }
@@ -197,7 +199,7 @@ pub enum OpenSlots {
 pub struct History {
     /// When each shard's primary last changed by our hand, by the primary's id after the change.
     pub handovers_ms: Vec<(NodeId, u64)>,
-    /// Since when the cluster has been continuously calm (I3); None: it isn't.
+    /// Since when the cluster has been continuously calm (I3); None where nobody has kept watch.
     pub calm_since_ms: Option<u64>,
 }
 

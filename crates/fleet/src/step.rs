@@ -30,7 +30,7 @@ pub enum Action {
     Meet { nodes: Vec<NodeName> },
     /// Give primaries their slots in a cluster that has none: (node, slots, configuration epoch).
     AssignSlots { shares: Vec<(NodeName, SlotSet)> },
-    /// Make an empty node, or a replica, a replica of a primary.
+    /// Make an empty node a replica of a primary.
     Replicate { node: NodeName, primary: NodeName },
     /// Give the primary's role to an in-sync replica, losing nothing (CLUSTER FAILOVER).
     Handover { from: NodeName, to: NodeName },
@@ -94,11 +94,11 @@ impl Action {
             | Self::SetConfig { .. }
             | Self::ApplyAcl { .. }
             | Self::StopNode { .. }
+            | Self::Replicate { .. }
             | Self::Forget { .. } => Weight::Light,
-            Self::Handover { .. }
-            | Self::RemoveNode { .. }
-            | Self::RestartNode { .. }
-            | Self::Replicate { .. } => Weight::Disruptive,
+            Self::Handover { .. } | Self::RemoveNode { .. } | Self::RestartNode { .. } => {
+                Weight::Disruptive
+            }
             Self::StartNode { .. }
             | Self::Promote { .. }
             | Self::KillNode { .. }

@@ -64,6 +64,17 @@ impl SlotSet {
         Self { ranges: if first > last { Vec::new() } else { vec![(first, last)] } }
     }
 
+    /// The union of inclusive ranges in any order; ends are cut at 16,383, reversed ones left out.
+    pub fn from_ranges(ranges: impl IntoIterator<Item = (u16, u16)>) -> Self {
+        Self::from_unsorted(
+            ranges
+                .into_iter()
+                .filter(|(first, last)| first <= last && *first < SLOT_COUNT)
+                .map(|(first, last)| (first, last.min(SLOT_COUNT - 1)))
+                .collect(),
+        )
+    }
+
     fn from_unsorted(mut ranges: Vec<(u16, u16)>) -> Self {
         ranges.sort_unstable();
         let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
