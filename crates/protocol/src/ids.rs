@@ -21,7 +21,7 @@ impl NodeId {
 
     /// The first eight digits, for people.
     pub fn short(&self) -> String {
-        self.to_string()[..8].to_owned()
+        self.to_string().chars().take(8).collect()
     }
 }
 

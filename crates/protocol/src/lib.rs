@@ -3,10 +3,16 @@
 //!
 //! Pure: no I/O, no clock, no randomness. Input from outside never panics.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
 pub mod engine;
 pub mod ids;
+pub mod key_hash;
+pub mod resp;
 pub mod slots;
 
 pub use engine::{Dialect, Engine, EngineKind, Version};
 pub use ids::NodeId;
+pub use key_hash::key_slot;
+pub use resp::Value;
 pub use slots::{SLOT_COUNT, Slot, SlotSet};

@@ -17,6 +17,11 @@ impl Slot {
         if number < SLOT_COUNT { Some(Self(number)) } else { None }
     }
 
+    /// The number modulo 16,384: for hashes.
+    pub(crate) const fn wrapping(number: u16) -> Self {
+        Self(number % SLOT_COUNT)
+    }
+
     /// 0 to 16,383.
     pub const fn number(self) -> u16 {
         self.0
@@ -105,7 +110,8 @@ impl SlotSet {
 
     pub fn contains(&self, slot: Slot) -> bool {
         let after = self.ranges.partition_point(|(first, _)| *first <= slot.0);
-        after > 0 && self.ranges[after - 1].1 >= slot.0
+        let before = after.checked_sub(1).and_then(|index| self.ranges.get(index));
+        before.is_some_and(|(_, last)| *last >= slot.0)
     }
 
     /// Every slot, ascending.
@@ -113,11 +119,13 @@ impl SlotSet {
         self.ranges.iter().flat_map(|(first, last)| (*first..=*last).map(Slot))
     }
 
+    #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         Self::from_unsorted(self.ranges.iter().chain(&other.ranges).copied().collect())
     }
 
     /// What is in `self` and not in `other`.
+    #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         let mut ranges = Vec::new();
         let mut cuts = other.ranges.iter().peekable();
@@ -145,11 +153,13 @@ impl SlotSet {
     }
 
     /// What is in both.
+    #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         self.difference(&self.difference(other))
     }
 
     /// The lowest `count` slots (fewer where there are fewer).
+    #[must_use]
     pub fn take_lowest(&self, count: usize) -> Self {
         let mut left = count;
         let mut ranges = Vec::new();

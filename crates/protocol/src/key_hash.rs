@@ -1,0 +1,87 @@
+//! Which slot a key belongs to.
+
+use crate::Slot;
+
+/// CRC16/XMODEM of each single byte: polynomial 0x1021, not reflected, starting at 0.
+static TABLE: [u16; 256] = table();
+
+#[expect(clippy::indexing_slicing, reason = "runs in the compiler")]
+const fn table() -> [u16; 256] {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+}
+
+/// CRC16 in the variant that the cluster specification names (XMODEM).
+pub fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        let index = usize::from((crc >> 8) as u8 ^ byte);
+        (crc << 8) ^ TABLE.get(index).copied().unwrap_or_default()
+    })
+}
+
+/// The part of a key that decides its slot: what stands between the first `{` and the first `}`
+/// after it, unless that is nothing; the whole key otherwise.
+/// Source: the cluster specification, hash tags.
+pub fn hash_tag(key: &[u8]) -> &[u8] {
+    let after = |text: &[u8], byte: u8| text.iter().position(|each| *each == byte);
+    let tag = after(key, b'{').and_then(|open| {
+        let rest = key.get(open + 1..)?;
+        rest.get(..after(rest, b'}')?)
+    });
+    tag.filter(|tag| !tag.is_empty()).unwrap_or(key)
+}
+
+/// The slot of a key.
+pub fn key_slot(key: &[u8]) -> Slot {
+    Slot::wrapping(crc16(hash_tag(key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crc() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(crc16(b""), 0);
+    }
+
+    #[test]
+    fn slots() {
+        let check = |key: &str, expected: u16| {
+            assert_eq!(key_slot(key.as_bytes()).number(), expected, "{key}");
+        };
+        // What CLUSTER KEYSLOT answers.
+        check("", 0);
+        check("foo", 12182);
+        check("bar", 5061);
+        check("123456789", 12739);
+        check("{foo}bar", 12182);
+        check("x{foo}{bar}", 12182);
+        check("{user1000}.following", 3443);
+    }
+
+    #[test]
+    fn tags() {
+        let check = |key: &str, expected: &str| {
+            assert_eq!(hash_tag(key.as_bytes()), expected.as_bytes(), "{key}");
+        };
+        check("plain", "plain");
+        check("foo{}{bar}", "foo{}{bar}");
+        check("foo{{bar}}zap", "{bar");
+        check("foo{bar", "foo{bar");
+        check("foo}bar{baz}", "baz");
+        check("{", "{");
+    }
+}
