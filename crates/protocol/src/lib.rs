@@ -5,12 +5,14 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+pub mod cluster_text;
 pub mod engine;
 pub mod ids;
 pub mod key_hash;
 pub mod resp;
 pub mod slots;
 
+pub use cluster_text::{ClusterNodes, ClusterShards, Info, NodeRow, NodesConf, Role};
 pub use engine::{Dialect, Engine, EngineKind, Version};
 pub use ids::NodeId;
 pub use key_hash::key_slot;
