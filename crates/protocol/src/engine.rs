@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Info;
+
 /// The products that speak the cluster protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,6 +97,66 @@ impl fmt::Display for Engine {
     }
 }
 
+/// What a server or a program says of itself names no engine that is known here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownEngine {
+    #[error("INFO has no field {0:?}")]
+    NoField(&'static str),
+    #[error("INFO says server_name:{0}")]
+    ServerName(String),
+    #[error("not a version line of an engine: {0:?}")]
+    VersionLine(String),
+    #[error(transparent)]
+    Version(#[from] BadVersion),
+}
+
+impl Engine {
+    /// From INFO, all sections or at least the server's.
+    ///
+    /// Valkey gives its name and its version beside the Redis version it is compatible with
+    /// (`server_name:valkey`, `valkey_version:8.1.1`, `redis_version:7.2.4`). KeyDB gives its own
+    /// version as `redis_version` and no name; it is told by fields that only it has: the server
+    /// section's `features:cluster_mget` (6.3.4) and, elsewhere, `storage_provider`,
+    /// `long_lock_waits` and `mvcc_depth` (`genRedisInfoString` in KeyDB's `src/server.cpp`).
+    pub fn from_info(info: &Info) -> Result<Self, UnknownEngine> {
+        let version = |field: &'static str| -> Result<Version, UnknownEngine> {
+            let text = info.get(field).ok_or(UnknownEngine::NoField(field))?;
+            Ok(text.parse()?)
+        };
+        match info.get("server_name") {
+            Some("valkey") => {
+                return Ok(Self { kind: EngineKind::Valkey, version: version("valkey_version")? });
+            }
+            Some("redis") | None => {}
+            Some(other) => return Err(UnknownEngine::ServerName(excerpt(other))),
+        }
+        let keydb_only = ["mvcc_depth", "long_lock_waits", "storage_provider"];
+        let keydb = keydb_only.into_iter().any(|field| info.get(field).is_some())
+            || info.get("features").is_some_and(|features| features.contains("cluster_mget"));
+        let kind = if keydb { EngineKind::KeyDb } else { EngineKind::Redis };
+        Ok(Self { kind, version: version("redis_version")? })
+    }
+
+    /// From what a server program prints for `--version`: `Redis server v=7.0.15 sha=…`,
+    /// `Valkey server v=9.1.2 …`, `KeyDB server v=6.3.4 …`.
+    pub fn from_version_line(line: &str) -> Result<Self, UnknownEngine> {
+        let bad = || UnknownEngine::VersionLine(excerpt(line));
+        let mut words = line.split_ascii_whitespace();
+        let kind = match words.next() {
+            Some("Redis") => EngineKind::Redis,
+            Some("Valkey") => EngineKind::Valkey,
+            Some("KeyDB") => EngineKind::KeyDb,
+            _ => return Err(bad()),
+        };
+        let version = words.find_map(|word| word.strip_prefix("v=")).ok_or_else(bad)?;
+        Ok(Self { kind, version: version.parse()? })
+    }
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 /// How slots move between primaries with no key at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -181,6 +243,44 @@ mod tests {
         assert_eq!("8.0.2-rc1".parse(), Ok(Version::new(8, 0, 2)));
         assert!("x".parse::<Version>().is_err());
         assert!("".parse::<Version>().is_err());
+    }
+
+    #[test]
+    fn told_by_info() {
+        let check = |text: &str, expected: &str| {
+            let got = Engine::from_info(&Info::parse(&text.replace(' ', "\r\n")));
+            let got = got.map_or_else(|error| error.to_string(), |engine| engine.to_string());
+            assert_eq!(got, expected, "{text}");
+        };
+        check("redis_version:7.0.15 redis_mode:cluster", "redis 7.0.15");
+        check("redis_version:7.2.4 server_name:valkey valkey_version:8.1.1", "valkey 8.1.1");
+        check("redis_version:6.3.4 features:cluster_mget", "keydb 6.3.4");
+        check("redis_version:6.3.4 mvcc_depth:0", "keydb 6.3.4");
+        check("redis_version:6.3.4 storage_provider:none", "keydb 6.3.4");
+        check("redis_version:6.3.4 long_lock_waits:0", "keydb 6.3.4");
+        check("redis_version:7.4.0 features:", "redis 7.4.0");
+        check("loading:0", "INFO has no field \"redis_version\"");
+        check("redis_version:7.2.4 server_name:valkey", "INFO has no field \"valkey_version\"");
+        check("redis_version:7.2.4 server_name:other", "INFO says server_name:other");
+        check("redis_version:x", "not a version: \"x\" (such as 7.0.15)");
+    }
+
+    #[test]
+    fn told_by_version_line() {
+        let check = |line: &str, expected: Option<&str>| {
+            let got = Engine::from_version_line(line).ok().map(|engine| engine.to_string());
+            assert_eq!(got.as_deref(), expected, "{line}");
+        };
+        check(
+            "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=ae4d7c97\n",
+            Some("redis 7.0.15"),
+        );
+        check("Valkey server v=9.1.2 sha=00000000:0 malloc=libc bits=64", Some("valkey 9.1.2"));
+        check("KeyDB server v=6.3.4 sha=7e7e5e57:0 malloc=jemalloc-5.2.1", Some("keydb 6.3.4"));
+        check("Redis server v=unstable", None);
+        check("Redis server", None);
+        check("redis-cli 7.0.15", None);
+        check("", None);
     }
 
     #[test]

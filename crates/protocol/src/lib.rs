@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 pub mod cluster_text;
+pub mod conf;
 pub mod engine;
 pub mod ids;
 pub mod key_hash;
@@ -13,7 +14,7 @@ pub mod resp;
 pub mod slots;
 
 pub use cluster_text::{ClusterNodes, ClusterShards, Info, NodeRow, NodesConf, Role};
-pub use engine::{Dialect, Engine, EngineKind, Version};
+pub use engine::{Dialect, Engine, EngineKind, UnknownEngine, Version};
 pub use ids::NodeId;
 pub use key_hash::key_slot;
 pub use resp::Value;
