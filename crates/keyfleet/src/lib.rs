@@ -1,1 +1,3 @@
 //! keyfleet: every side effect lives here.
+
+pub mod engines;
