@@ -1,1 +1,48 @@
-fn main() {}
+//! What developers and the pipeline run: `cargo xtask test`, `engines`, `directives`.
+
+mod command;
+mod directives;
+mod engines;
+mod keydb;
+mod packages;
+mod server;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Development tasks")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need, then run all tests of the workspace.
+    Test {
+        /// Run only tests whose names contain one of these.
+        filter: Vec<String>,
+    },
+    /// Install the engines that the tests run against, and print where they are.
+    Engines,
+    /// Ask every engine for its configuration directives and write the table that `protocol` has
+    /// compiled in; then start every engine with a file that holds them all.
+    Directives {
+        /// Write nothing; fail where the table is not what the engines say.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Test { filter } => test::run_all(&filter),
+        Task::Engines => engines::install().map(|installed| {
+            for engine in installed {
+                println!("{} {}", engine.name, engine.server.display());
+            }
+        }),
+        Task::Directives { check } => directives::run(check),
+    }
+}

@@ -8,6 +8,7 @@
 pub mod cluster_text;
 pub mod conf;
 pub mod config_value;
+pub mod directives;
 pub mod engine;
 pub mod ids;
 pub mod key_hash;

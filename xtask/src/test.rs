@@ -1,0 +1,25 @@
+//! `cargo xtask test`: nothing to prepare by hand, nothing skipped.
+
+use std::{env, process::Command};
+
+use anyhow::Result;
+
+use crate::{
+    command::{is_here, run, workspace},
+    engines, packages,
+};
+
+/// Installs what the tests need, then runs those whose names contain a filter; all of them where
+/// there is none.
+pub fn run_all(filter: &[String]) -> Result<()> {
+    packages::need(&[("redis-server", "redis-server"), ("redis-cli", "redis-tools")])?;
+    engines::install()?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    if is_here("cargo-nextest") {
+        cargo.args(["nextest", "run", "--workspace"]);
+    } else {
+        cargo.args(["test", "--workspace", "--"]);
+    }
+    run(cargo.args(filter))
+}
