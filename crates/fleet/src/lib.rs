@@ -6,4 +6,6 @@
 
 pub mod model;
 pub mod observed;
+pub mod placement;
+pub mod plan;
 pub mod step;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
-use protocol::{Engine, EngineKind};
+use protocol::{Engine, EngineKind, Version};
 use serde::{Deserialize, Serialize};
 
 macro_rules! name_type {
@@ -228,6 +228,14 @@ impl VersionWant {
     }
 }
 
+impl VersionWant {
+    /// The version of this prefix that is nearest to `other`: parts that aren't given are its own.
+    pub fn at_most(&self, other: Version) -> Version {
+        let part = |index: usize, own: u16| self.0.get(index).copied().unwrap_or(own);
+        Version::new(part(0, other.major), part(1, other.minor), part(2, other.patch))
+    }
+}
+
 impl FromStr for VersionWant {
     type Err = BadVersionWant;
 
@@ -434,8 +442,6 @@ pub const fn quorum_safe_max(shards: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use protocol::Version;
-
     use super::*;
 
     #[test]

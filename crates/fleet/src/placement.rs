@@ -1,0 +1,227 @@
+//! Where nodes go: hosts and ports for new ones, which of them become primaries, and how primaries
+//! get back to their spread. Everything is greedy over ordered scores (the order of a tuple's fields
+//! is the policy) and in n·log n.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroU16,
+};
+
+use crate::{
+    model::{Cluster, Fleet, HostId, PortBase, Ports, Zone},
+    observed::Observed,
+};
+
+/// The ports that are taken on each host, by nodes of any cluster or by other programs.
+pub struct PortsInUse {
+    by_host: BTreeMap<HostId, BTreeSet<u16>>,
+    /// Where the search for a host and base goes on.
+    next: BTreeMap<(HostId, u16), u16>,
+}
+
+impl PortsInUse {
+    pub fn new(observed: &Observed) -> Self {
+        let mut by_host: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
+        for (host, view) in &observed.hosts {
+            by_host.entry(host.clone()).or_default().extend(&view.ports_taken);
+        }
+        for view in observed.nodes.values() {
+            let taken = by_host.entry(view.host.clone()).or_default();
+            taken.extend([view.ports.tcp, view.ports.tls, view.ports.bus]);
+        }
+        Self { by_host, next: BTreeMap::new() }
+    }
+
+    /// Take a node's ports: those at `number` − 1 above the base, or the next free ones above where
+    /// the spec leaves the choice. The error is the first port that is taken (None: past 65,535).
+    pub fn take(
+        &mut self,
+        host: &HostId,
+        base: PortBase,
+        number: u32,
+    ) -> Result<Ports, Option<NonZeroU16>> {
+        let taken = self.by_host.entry(host.clone()).or_default();
+        let wanted = u16::try_from(number.saturating_sub(1)).map_err(|_| None)?;
+        let next = self.next.entry((host.clone(), base.tcp)).or_default();
+        let mut offset = if base.explicit { wanted } else { wanted.max(*next) };
+        loop {
+            let ports = base.at(offset).ok_or(None)?;
+            let all = [ports.tcp, ports.tls, ports.bus];
+            match all.iter().find(|port| taken.contains(port)) {
+                None => {
+                    taken.extend(all);
+                    if !base.explicit {
+                        *next = (*next).max(offset);
+                    }
+                    return Ok(ports);
+                }
+                Some(port) if base.explicit => return Err(NonZeroU16::new(*port)),
+                Some(_) => offset = offset.checked_add(1).ok_or(None)?,
+            }
+        }
+    }
+}
+
+/// A cluster's hosts, those of different zones alternating, so that counting along the list spreads
+/// over zones first.
+pub fn hosts_interleaved(fleet: &Fleet, cluster: &Cluster) -> Vec<HostId> {
+    let mut zones: BTreeMap<&Zone, VecDeque<&HostId>> = BTreeMap::new();
+    for id in &cluster.hosts {
+        if let Some(host) = fleet.hosts.get(id) {
+            zones.entry(&host.zone).or_default().push_back(id);
+        }
+    }
+    let mut hosts = Vec::new();
+    while hosts.len() < cluster.hosts.len() {
+        let before = hosts.len();
+        for queue in zones.values_mut() {
+            hosts.extend(queue.pop_front().cloned());
+        }
+        if hosts.len() == before {
+            break;
+        }
+    }
+    hosts
+}
+
+/// Hands out hosts, the one with the fewest nodes first.
+pub struct HostPicker {
+    rank: BTreeMap<HostId, usize>,
+    /// (nodes there, rank, host).
+    queue: BTreeSet<(usize, usize, HostId)>,
+}
+
+impl HostPicker {
+    /// `hosts` in order of preference; `load` counts what already stands on each.
+    pub fn new(hosts: Vec<HostId>, load: &BTreeMap<HostId, usize>) -> Self {
+        let rank: BTreeMap<HostId, usize> =
+            hosts.into_iter().enumerate().map(|(rank, host)| (host, rank)).collect();
+        let queue = rank
+            .iter()
+            .map(|(host, rank)| (load.get(host).copied().unwrap_or(0), *rank, host.clone()))
+            .collect();
+        Self { rank, queue }
+    }
+
+    /// The least loaded host that isn't to be avoided; it counts one more from now on.
+    pub fn pick(&mut self, avoid: &[HostId]) -> Option<HostId> {
+        let found = self.queue.iter().find(|(_, _, host)| !avoid.contains(host)).cloned()?;
+        self.queue.remove(&found);
+        let (load, rank, host) = found;
+        self.queue.insert((load + 1, rank, host.clone()));
+        Some(host)
+    }
+
+    /// Count one more on a host without asking for it.
+    pub fn add(&mut self, host: &HostId) {
+        let Some(rank) = self.rank.get(host) else { return };
+        let found = self.queue.iter().find(|(_, at, _)| at == rank).cloned();
+        if let Some(entry) = found {
+            self.queue.remove(&entry);
+            self.queue.insert((entry.0 + 1, entry.1, entry.2));
+        }
+    }
+}
+
+/// A handover that brings primaries closer to their spread: (shard, replica) by the caller's
+/// numbers. `primaries[s]` is the domain (host or zone) of shard s's primary, `replicas[s]` the
+/// domains of its replicas that could take over, with the caller's numbers; `domains` all that
+/// primaries may stand in.
+///
+/// Searched is a chain of handovers from a crowded domain to one with at least two fewer, so that the
+/// sum of squares falls; returned is the chain's last link, which makes room for the one before it.
+pub fn spreading_handover<D: Ord + Clone>(
+    domains: &[D],
+    primaries: &[D],
+    replicas: &[Vec<(usize, D)>],
+) -> Option<(usize, usize)> {
+    let mut counts: BTreeMap<&D, usize> = domains.iter().map(|domain| (domain, 0)).collect();
+    let mut shards_in: BTreeMap<&D, Vec<usize>> = BTreeMap::new();
+    for (shard, domain) in primaries.iter().enumerate() {
+        *counts.entry(domain).or_default() += 1;
+        shards_in.entry(domain).or_default().push(shard);
+    }
+    let mut crowded: Vec<(&D, usize)> =
+        counts.iter().map(|(domain, count)| (*domain, *count)).collect();
+    crowded.sort_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(right.0)));
+    let fewest = crowded.last()?.1;
+    for (start, count) in &crowded {
+        if *count < fewest + 2 {
+            break;
+        }
+        let mut seen: BTreeSet<&D> = BTreeSet::from([*start]);
+        let mut queue: VecDeque<&D> = VecDeque::from([*start]);
+        while let Some(here) = queue.pop_front() {
+            for &shard in shards_in.get(here).into_iter().flatten() {
+                for (replica, to) in &replicas[shard] {
+                    if !seen.insert(to) {
+                        continue;
+                    }
+                    if counts.get(to).is_some_and(|there| there + 2 <= *count) {
+                        return Some((shard, *replica));
+                    }
+                    queue.push_back(to);
+                }
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(explicit: bool) -> PortBase {
+        PortBase { tcp: 7001, tls: 8001, bus: 17001, explicit }
+    }
+
+    #[test]
+    fn ports_skip_what_is_taken() {
+        let host = HostId::new("a");
+        let with = |taken: &[u16]| PortsInUse {
+            by_host: BTreeMap::from([(host.clone(), taken.iter().copied().collect())]),
+            next: BTreeMap::new(),
+        };
+        let tcp = |ports: Result<Ports, _>| ports.map(|ports| ports.tcp);
+        assert_eq!(tcp(with(&[]).take(&host, base(false), 3)), Ok(7003));
+        assert_eq!(tcp(with(&[7003, 17004]).take(&host, base(false), 3)), Ok(7005));
+        assert_eq!(tcp(with(&[8003]).take(&host, base(true), 3)), Err(NonZeroU16::new(8003)));
+        assert_eq!(tcp(with(&[]).take(&host, base(false), 60_000)), Err(None));
+        let mut ports = with(&[7001]);
+        assert_eq!(tcp(ports.take(&host, base(false), 1)), Ok(7002));
+        assert_eq!(tcp(ports.take(&host, base(false), 2)), Ok(7003));
+    }
+
+    #[test]
+    fn picks_the_emptiest_host() {
+        let hosts: Vec<HostId> = ["a", "b", "c"].map(HostId::new).to_vec();
+        let load = BTreeMap::from([(HostId::new("a"), 1)]);
+        let mut picker = HostPicker::new(hosts.clone(), &load);
+        let mut next = |avoid: &[HostId]| picker.pick(avoid).map(|host| host.to_string());
+        assert_eq!(next(&[]).as_deref(), Some("b"));
+        assert_eq!(next(&hosts[2..]).as_deref(), Some("a"));
+        assert_eq!(next(&[]).as_deref(), Some("c"));
+        assert_eq!(next(&hosts), None);
+    }
+
+    #[test]
+    fn spreads_by_chains() {
+        let check = |primaries: &[char], replicas: &[&[char]], expected: Option<(usize, usize)>| {
+            let replicas: Vec<Vec<(usize, char)>> = replicas
+                .iter()
+                .map(|domains| domains.iter().copied().enumerate().collect())
+                .collect();
+            assert_eq!(
+                spreading_handover(&['a', 'b', 'c'], primaries, &replicas),
+                expected,
+                "{primaries:?}"
+            );
+        };
+        check(&['a', 'b', 'c'], &[&['b'], &['c'], &['a']], None);
+        check(&['a', 'a', 'c'], &[&['c'], &['b'], &['a']], Some((1, 0)));
+        check(&['a', 'a', 'b'], &[&['b'], &['b'], &['c']], Some((2, 0)));
+        check(&['a', 'a', 'b'], &[&['b'], &['b'], &['a']], None);
+        check(&['a', 'b'], &[&[], &[]], None);
+    }
+}

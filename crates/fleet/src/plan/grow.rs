@@ -1,0 +1,214 @@
+//! Nodes that are missing: make them, introduce them, give them slots or a primary to copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::SlotSet;
+
+use super::{
+    Draft, View,
+    roster::{Roster, Vacancy},
+};
+use crate::{
+    model::{Fleet, HostId, NodeName},
+    observed::{Health, Server},
+    placement::{HostPicker, PortsInUse, hosts_interleaved},
+    step::Action,
+};
+
+/// Create what the roster lacks.
+pub(super) fn create(
+    fleet: &Fleet,
+    view: &View<'_>,
+    roster: &Roster,
+    ports: &mut PortsInUse,
+    draft: &mut Draft,
+) {
+    let vacancies = roster.vacancies(view);
+    let whole_shards = roster.heads_missing * (1 + view.spec.replicas as usize);
+    // Spares first fill what they fit; those left over serve the shards to come.
+    let filled = Roster::fill(view, &roster.spares, &vacancies);
+    let left = roster.spares.len() - filled.len();
+    let taken: BTreeSet<usize> = filled.iter().map(|(_, vacancy)| *vacancy).collect();
+    let open: Vec<&Vacancy> = vacancies
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| !taken.contains(number))
+        .map(|(_, vacancy)| vacancy)
+        .collect();
+    let fresh = whole_shards.saturating_sub(left);
+    if fresh == 0 && open.is_empty() {
+        return;
+    }
+    let mut load: BTreeMap<HostId, usize> = BTreeMap::new();
+    for member in &view.members {
+        *load.entry(member.view.host.clone()).or_default() += 1;
+    }
+    let mut picker = HostPicker::new(hosts_interleaved(fleet, view.spec), &load);
+    let mut places: Vec<(HostId, String)> = Vec::new();
+    for vacancy in open {
+        let label = head_label(view, roster, vacancy.head);
+        if let Some(host) = &vacancy.on {
+            picker.add(host);
+            places.push((host.clone(), format!("{label} shall be able to move to {host}")));
+        } else if let Some(host) = picker.pick(&vacancy.avoid) {
+            places.push((host, format!("{label} needs a replica")));
+        } else {
+            draft.block(
+                format!("a replica of {label}"),
+                "every host that may hold one holds the primary or another replica of it",
+                Some("add a host, or lower replicas"),
+            );
+        }
+    }
+    for _ in 0..fresh {
+        if let Some(host) = picker.pick(&[]) {
+            let why = format!(
+                "{} shards with {} replicas each are {} nodes",
+                view.spec.shards,
+                view.spec.replicas,
+                view.spec.nodes_wanted()
+            );
+            places.push((host, why));
+        }
+    }
+    let mut numbers = free_numbers(view);
+    for (host, why) in places {
+        let Some(number) = numbers.next() else { break };
+        let node = NodeName::new(view.spec.name.clone(), number);
+        match ports.take(&host, view.spec.ports, number) {
+            Ok(ports) => draft.step(Action::CreateNode { node, host, ports }, why),
+            Err(Some(port)) => draft.block(
+                format!("{node} on {host}"),
+                format!("port {port} is taken"),
+                Some("free the port, or choose other ports in the spec"),
+            ),
+            Err(None) => draft.block(
+                format!("{node} on {host}"),
+                "no free ports are left up to 65535",
+                Some("choose lower ports in the spec"),
+            ),
+        }
+    }
+}
+
+fn head_label(view: &View<'_>, roster: &Roster, head: usize) -> String {
+    roster.heads[head]
+        .primary
+        .map_or_else(|| "a shard".to_owned(), |index| view.members[index].name.to_string())
+}
+
+/// The lowest numbers that no node of the cluster has.
+fn free_numbers<'a>(view: &'a View<'_>) -> impl Iterator<Item = u32> + 'a {
+    let mut taken = view.members.iter().map(|member| member.name.number).peekable();
+    (1..).filter(move |number| {
+        while taken.next_if(|known| known < number).is_some() {}
+        taken.next_if_eq(number).is_none()
+    })
+}
+
+/// Introduce nodes to each other, and give a new cluster's primaries their slots.
+pub(super) fn join(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
+    let starting: Vec<&NodeName> = view
+        .members
+        .iter()
+        .filter(|member| {
+            member.up.is_none() && !matches!(member.view.server, Server::Silent { .. })
+        })
+        .map(|member| member.name)
+        .collect();
+    if view.is_new() && !starting.is_empty() {
+        for name in starting {
+            draft.wait(format!("{name} is starting"));
+        }
+        return;
+    }
+    assign(view, roster, draft);
+    let strangers: Vec<NodeName> = view
+        .members
+        .iter()
+        .filter(|member| member.up.is_some() && !member.joined)
+        .map(|member| member.name.clone())
+        .collect();
+    if strangers.is_empty() || view.members.len() < 2 {
+        return;
+    }
+    let why =
+        if view.is_new() { "they don't know each other yet" } else { "the rest doesn't know it" };
+    draft.step(Action::Meet { nodes: strangers }, why);
+}
+
+/// Slots that nobody ever owned go to the primaries that have none.
+fn assign(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
+    if view.unowned.is_empty() || roster.heads_missing > 0 {
+        return;
+    }
+    if view
+        .members
+        .iter()
+        .any(|member| member.up.is_some_and(|up| !member.joined && !up.slots().is_empty()))
+    {
+        // A part of the cluster that was given slots is not introduced yet.
+        return;
+    }
+    let fresh: Vec<&NodeName> = roster
+        .heads
+        .iter()
+        .filter(|head| head.shard.is_none())
+        .filter_map(|head| head.primary.map(|index| view.members[index].name))
+        .collect();
+    if fresh.is_empty() {
+        return;
+    }
+    if view.shards.is_empty() && !view.is_new() {
+        draft.block(
+            "slots for the primaries",
+            "no node owns a slot, yet nodes hold keys: their cluster's configuration was lost",
+            Some("restore the nodes.conf files, or take a backup of the data first"),
+        );
+        return;
+    }
+    let mut left = view.unowned.clone();
+    let mut shares = Vec::new();
+    for (rank, node) in fresh.iter().enumerate() {
+        let share = left.take_lowest(left.len() / (fresh.len() - rank));
+        left = left.difference(&share);
+        shares.push(((*node).clone(), share));
+    }
+    shares.retain(|(_, share): &(NodeName, SlotSet)| !share.is_empty());
+    draft.step(Action::AssignSlots { shares }, "no node owns them");
+}
+
+/// Nodes that serve nobody become replicas where one is missing.
+pub(super) fn attach(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
+    let ready: Vec<usize> = roster
+        .spares
+        .iter()
+        .copied()
+        .filter(|index| {
+            let member = &view.members[*index];
+            let known = member.id.and_then(|id| view.merged.get(&id));
+            member.up.is_some()
+                && member.joined
+                && view.allows(&member.view.host)
+                && known.is_some_and(|row| row.health != Health::Handshake)
+        })
+        .collect();
+    if roster.heads_missing > 0 {
+        return;
+    }
+    let vacancies: Vec<Vacancy> = roster
+        .vacancies(view)
+        .into_iter()
+        .filter(|vacancy| {
+            roster.heads[vacancy.head].primary.is_some_and(|at| view.members[at].up.is_some())
+        })
+        .collect();
+    for (spare, vacancy) in Roster::fill(view, &ready, &vacancies) {
+        let Some(primary) = roster.heads[vacancies[vacancy].head].primary else { continue };
+        let (node, primary) = (&view.members[spare], &view.members[primary]);
+        draft.step(
+            Action::Replicate { node: node.name.clone(), primary: primary.name.clone() },
+            format!("{} lacks a replica", primary.name),
+        );
+    }
+}

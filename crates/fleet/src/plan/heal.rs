@@ -1,0 +1,257 @@
+//! Dead and hung nodes. A process that is proven gone is started again or replaced by its best
+//! replica; one that merely doesn't answer is left to the engines' own failure detection until it
+//! has been replaced. The boot gate (I6) is here: a node whose data is gone stays down while any
+//! peer of its shard holds data, until another node is that shard's primary everywhere.
+
+use std::collections::BTreeSet;
+
+use protocol::NodeId;
+
+use super::{Draft, Member, Shard, View};
+use crate::{
+    model::{NodeName, Takeover},
+    observed::{Link, Process, Role, Server, Up},
+    step::Action,
+};
+
+/// An append-only file larger than this takes so long to load that a replica is promoted instead:
+/// 2 GiB, about 10 s.
+const RESTART_BYTES_MAX: u64 = 2 << 30;
+
+/// Starts in a row that may fail before guard stops trying.
+const FAILED_STARTS_MAX: u32 = 3;
+
+/// A server silent for this long, and already replaced or not needed by anyone, is killed.
+const HANG_MS_MIN: u64 = 30_000;
+
+pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
+    let mut heads = BTreeSet::new();
+    for shard in &view.shards {
+        heads.extend(shard.primary);
+        if view.primary_up(shard).is_none() {
+            absent_primary(view, shard, draft);
+        }
+    }
+    for (index, member) in view.members.iter().enumerate() {
+        if !heads.contains(&index) {
+            follower(view, member, draft);
+        }
+    }
+}
+
+fn absent_primary(view: &View<'_>, shard: &Shard, draft: &mut Draft) {
+    let Some(index) = shard.primary else {
+        let label = view.label(shard.primary_id);
+        if shard.replicas.is_empty() {
+            draft.block(
+                format!("slots {}", shard.slots),
+                format!("their only holder {label} is not one of the fleet's nodes any more"),
+                Some("bring its directory back; else restore the data"),
+            );
+        } else {
+            draft.wait(format!("the cluster's own election in place of {label}"));
+        }
+        return;
+    };
+    let member = &view.members[index];
+    match (member.view.process, &member.view.server) {
+        (Process::Gone, _) => dead_primary(view, shard, member, draft),
+        (_, Server::Loading) => draft.wait(format!("{} is loading its data", member.name)),
+        (_, Server::Denied { error }) => denied(member, error, draft),
+        (Process::Unknown, _) => {
+            draft.wait(format!("{} can't be asked; the cluster elects another", member.name));
+        }
+        (_, Server::Silent { for_ms }) => hung_primary(view, shard, member, *for_ms, draft),
+        (Process::Suspended, _) => hung_primary(view, shard, member, 0, draft),
+        (_, Server::Refused) => draft.wait(format!("{} is starting", member.name)),
+        (_, Server::Up(_)) => draft.wait(format!("{} is giving its role away", member.name)),
+    }
+}
+
+fn hung_primary(
+    view: &View<'_>,
+    shard: &Shard,
+    member: &Member<'_>,
+    for_ms: u64,
+    draft: &mut Draft,
+) {
+    let name = member.name;
+    let patience = 2 * view.spec.node_timeout_ms + HANG_MS_MIN;
+    if shard.replicas.is_empty() || for_ms > patience {
+        let how = if member.view.process == Process::Suspended { "suspended" } else { "hung" };
+        draft.block(
+            format!("{name} answers"),
+            format!("it is {how}, and no replica has taken over"),
+            Some("resume it (kill -CONT), or kill it and keyfleet starts it again"),
+        );
+    } else {
+        draft.wait(format!("{name} hangs; its replicas elect one of them"));
+    }
+}
+
+fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut Draft) {
+    let name = member.name;
+    let disk = member.view.disk;
+    let best = best_replica(view, shard, true);
+    let restart_loses_less = view.spec.takeover == Takeover::LeastLoss
+        && view.spec.appends()
+        && disk.append_bytes > 0
+        && disk.append_bytes <= RESTART_BYTES_MAX
+        && member.view.failed_starts == 0
+        && disk.id == Some(shard.primary_id);
+    if restart_loses_less {
+        let why =
+            "it died; its append-only file holds all it had acknowledged, its replicas may not";
+        draft.step(Action::StartNode { node: name.clone() }, why);
+        return;
+    }
+    if let Some(up) = best
+        && view.has_quorum()
+    {
+        promote(view, name, up, "it died; this replica is the one furthest along", draft);
+        return;
+    }
+    let any_copy = best_replica(view, shard, false);
+    let peers_hold = any_copy.is_some_and(|up| up.keys > 0) || peers_hold_on_disk(view, shard);
+    if disk.data_bytes == 0 && peers_hold {
+        match any_copy {
+            Some(up) if view.has_quorum() => promote(
+                view,
+                name,
+                up,
+                "it died and its disk is empty; this replica holds what is left",
+                draft,
+            ),
+            _ => draft.wait(format!(
+                "{name} stays down: its disk is empty and would be copied over its replicas' data"
+            )),
+        }
+        return;
+    }
+    if member.view.failed_starts >= FAILED_STARTS_MAX {
+        does_not_start(member, draft);
+        return;
+    }
+    let why = if best.is_some() {
+        "it died, and too few primaries are left to elect its replica"
+    } else {
+        "it died, and no replica is in sync"
+    };
+    draft.step(Action::StartNode { node: name.clone() }, why);
+}
+
+fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Draft) {
+    if let Some(to) = view.member(up.id) {
+        draft.step(Action::Promote { dead: dead.clone(), to: to.name.clone() }, why);
+    }
+}
+
+/// The answering replica with the highest offset. `fresh`: only those that were in sync when their
+/// primary died, by the engines' own limit on the age of data.
+fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a Up> {
+    let age_max_ms = 10_000 + 10 * view.spec.node_timeout_ms;
+    shard
+        .replicas
+        .iter()
+        .filter_map(|index| {
+            let member = &view.members[*index];
+            let up = member.up?;
+            let usable = match up.role {
+                Role::Replica { link: Link::InSync, .. } => true,
+                Role::Replica { link: Link::Down { for_ms }, .. } => {
+                    if fresh {
+                        for_ms <= age_max_ms
+                    } else {
+                        up.keys > 0
+                    }
+                }
+                _ => false,
+            };
+            usable.then_some((up, member.name))
+        })
+        .max_by_key(|(up, name)| (up.offset, std::cmp::Reverse(*name)))
+        .map(|(up, _)| up)
+}
+
+fn peers_hold_on_disk(view: &View<'_>, shard: &Shard) -> bool {
+    shard.replicas.iter().any(|index| {
+        let member = &view.members[*index];
+        member.up.is_none() && member.view.disk.data_bytes > 0
+    })
+}
+
+fn denied(member: &Member<'_>, error: &str, draft: &mut Draft) {
+    draft.block(
+        format!("{} lets keyfleet in", member.name),
+        error,
+        Some("check the user keyfleet in its users.acl"),
+    );
+}
+
+fn does_not_start(member: &Member<'_>, draft: &mut Draft) {
+    let name = member.name;
+    draft.block(
+        format!("{name} runs"),
+        format!("it ended {} times in a row before it answered", member.view.failed_starts),
+        Some(&format!("keyfleet logs {name}")),
+    );
+}
+
+fn follower(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
+    let name = member.name;
+    match (member.view.process, &member.view.server) {
+        (Process::Gone, _) => stopped_follower(view, member, draft),
+        (_, Server::Denied { error }) => denied(member, error, draft),
+        (Process::Running | Process::Suspended, Server::Silent { for_ms })
+            if *for_ms > HANG_MS_MIN.max(2 * view.spec.node_timeout_ms) =>
+        {
+            if shard_is_served(view, member) {
+                let why = format!("it has not answered for {} s, and is not needed", for_ms / 1000);
+                draft.step(Action::KillNode { node: name.clone() }, why);
+            } else {
+                draft.wait(format!("{name} does not answer"));
+            }
+        }
+        (Process::Running, Server::Refused) => draft.wait(format!("{name} is starting")),
+        _ => {}
+    }
+}
+
+/// The shard that the member follows has its primary, so that killing the member takes nothing away.
+fn shard_is_served(view: &View<'_>, member: &Member<'_>) -> bool {
+    let Some(of) = view.replica_of(member) else { return true };
+    view.shards
+        .iter()
+        .find(|shard| shard.primary_id == of)
+        .is_none_or(|shard| view.primary_up(shard).is_some())
+}
+
+fn stopped_follower(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
+    let name = member.name;
+    if member.view.failed_starts >= FAILED_STARTS_MAX {
+        does_not_start(member, draft);
+        return;
+    }
+    if let Some(follower) = member.id.and_then(|id| still_followed(view, id)) {
+        draft.wait(format!("{name} stays down until {follower} has left it"));
+        return;
+    }
+    // Nobody is up to say who was what: the nodes with data come first.
+    let nobody_up = view.members.iter().all(|other| other.up.is_none());
+    let others_hold = view.members.iter().any(|other| other.view.disk.data_bytes > 0);
+    if nobody_up && member.view.disk.data_bytes == 0 && others_hold {
+        draft.wait(format!("{name} stays down until the nodes with data are up"));
+        return;
+    }
+    draft.step(Action::StartNode { node: name.clone() }, "its process is gone");
+}
+
+/// An answering replica that still takes this id for its primary.
+fn still_followed<'a>(view: &View<'a>, id: NodeId) -> Option<&'a NodeName> {
+    view.members
+        .iter()
+        .find(|other| {
+            other.up.is_some_and(|up| matches!(up.role, Role::Replica { of, .. } if of == id))
+        })
+        .map(|other| other.name)
+}

@@ -1,0 +1,100 @@
+//! What is too many: ids of nodes that are gone for good, nodes that serve nobody, replicas beyond
+//! the wanted number.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use protocol::NodeId;
+
+use super::{Draft, MergedRow, View, restart, roster::Roster};
+use crate::{model::Fleet, observed::Health, step::Action};
+
+/// Forget ids that are alive nowhere (I7): failed, without slots, at the address of one of our hosts
+/// where our runtime sees no server with that id.
+pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
+    for (id, row) in &view.merged {
+        let is_head = view.shards.iter().any(|shard| shard.primary_id == *id);
+        if view.member(*id).is_some() || is_head || followed(view, *id) {
+            continue;
+        }
+        if row.health == Health::Failed && proven_gone(fleet, view, row) {
+            draft.step(Action::Forget { id: *id }, "the node with this id is gone for good");
+        } else if row.health != Health::Handshake && !at_ours(fleet, row) {
+            let address =
+                row.address.map_or_else(|| "?".to_owned(), |(ip, port)| format!("{ip}:{port}"));
+            draft.block(
+                format!("{} to be one of the fleet's nodes", id.short()),
+                format!("the node at {address} is part of the cluster and not of the spec"),
+                Some("remove it from the cluster, or let keyfleet create the nodes"),
+            );
+        }
+    }
+}
+
+fn followed(view: &View<'_>, id: NodeId) -> bool {
+    view.members.iter().any(|member| member.up.is_some() && view.replica_of(member) == Some(id))
+}
+
+fn host_of(fleet: &Fleet, ip: IpAddr) -> Option<&crate::model::HostId> {
+    fleet.hosts.values().find(|host| host.address == ip).map(|host| &host.id)
+}
+
+fn at_ours(fleet: &Fleet, row: &MergedRow) -> bool {
+    row.address.is_none_or(|(ip, _)| host_of(fleet, ip).is_some())
+}
+
+/// Our runtime can be asked on the host at the row's address, and knows no such server there.
+fn proven_gone(fleet: &Fleet, view: &View<'_>, row: &MergedRow) -> bool {
+    row.address
+        .and_then(|(ip, _)| host_of(fleet, ip))
+        .and_then(|host| view.observed.hosts.get(host))
+        .is_some_and(|host| host.reachable)
+}
+
+/// Remove one node that is too many.
+pub(super) fn surplus(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
+    if roster.heads_missing > 0 || !roster.draining.is_empty() {
+        return;
+    }
+    let vacancies = roster.vacancies(view);
+    let used: BTreeSet<usize> = Roster::fill(view, &roster.spares, &vacancies)
+        .into_iter()
+        .map(|(spare, _)| spare)
+        .collect();
+    let unused = roster.spares.iter().rev().find(|index| !used.contains(index));
+    if let Some(index) = unused {
+        let node = view.members[*index].name.clone();
+        draft.step(Action::RemoveNode { node }, "it owns no slot, and no shard needs it");
+        return;
+    }
+    for head in &roster.heads {
+        if head.wanted_on.is_some() {
+            continue;
+        }
+        let synced = head.replicas.iter().filter(|index| view.in_sync(**index)).count();
+        if synced < head.replicas_wanted {
+            continue;
+        }
+        if let Some(index) = head.misfits.last() {
+            let node = view.members[*index].name.clone();
+            let why = "its shard has its replicas on hosts that suit it better";
+            draft.step(Action::RemoveNode { node }, why);
+            return;
+        }
+        if head.replicas.len() > head.replicas_wanted {
+            let crowd = |index: usize| {
+                let host = &view.members[index].view.host;
+                view.members.iter().filter(|member| member.view.host == *host).count()
+            };
+            let worst =
+                head.replicas.iter().copied().max_by_key(|index| {
+                    (restart::is_outdated(view, *index), crowd(*index), *index)
+                });
+            if let Some(index) = worst {
+                let node = view.members[index].name.clone();
+                let why = format!("{} replicas a shard are wanted", view.spec.replicas);
+                draft.step(Action::RemoveNode { node }, why);
+                return;
+            }
+        }
+    }
+}
