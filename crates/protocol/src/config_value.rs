@@ -28,7 +28,7 @@ enum Kind {
 
 /// What a directive is, by its name. The lists hold what redis 6.2 to 8.0 and valkey 8.1 to 9.1
 /// themselves say when they are given a value that they refuse, and what the documentation of
-/// redis 8.4 adds.
+/// redis 8.4 and keydb 6.3 adds.
 fn kind(name: &str) -> Kind {
     match name {
         "active-defrag-ignore-bytes"
@@ -41,7 +41,9 @@ fn kind(name: &str) -> Kind {
         | "hll-sparse-max-bytes"
         | "maxmemory"
         | "maxmemory-clients"
+        | "maxstorage"
         | "proto-max-bulk-len"
+        | "repl-backlog-disk-reserve"
         | "repl-backlog-size"
         | "replica-full-sync-buffer-limit"
         | "slot-migration-max-failover-repl-bytes"

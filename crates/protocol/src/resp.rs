@@ -4,6 +4,8 @@
 //! attributes, which are read and dropped.
 
 mod decode;
+#[cfg(test)]
+mod properties;
 mod server_error;
 
 use std::{io::Write, str};

@@ -100,6 +100,19 @@ impl Decoder {
     }
 }
 
+#[cfg(test)]
+impl Decoder {
+    /// Bytes in the buffer that are not read yet.
+    pub(super) fn unread(&self) -> usize {
+        self.buffer.len() - self.offset
+    }
+
+    /// Elements of the value that is being read.
+    pub(super) fn held_elements(&self) -> usize {
+        self.parser.open.iter().map(|open| open.items.len()).sum()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Array,
