@@ -1,0 +1,388 @@
+//! What the planner decides in single situations. Whole paths and random faults are in `sim`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use fleet::{model::*, observed::*, plan::plan};
+use protocol::{Engine, EngineKind, NodeId, SlotSet, Version};
+
+const NODE_TIMEOUT_MS: u64 = 15_000;
+
+fn host_address(host: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, host as u8 + 1, 1))
+}
+
+fn host_name(host: usize) -> HostId {
+    HostId::new(format!("h{host}"))
+}
+
+fn name() -> ClusterName {
+    ClusterName::new("c")
+}
+
+fn node(number: u32) -> NodeName {
+    NodeName::new(name(), number)
+}
+
+fn id(number: u32) -> NodeId {
+    let mut bytes = [0; 20];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    NodeId::from_bytes(bytes)
+}
+
+fn ports(number: u32) -> Ports {
+    let number = number as u16;
+    Ports { tcp: 7000 + number, tls: 8000 + number, bus: 17_000 + number }
+}
+
+fn spec(shards: u32, replicas: u32, hosts: usize) -> Fleet {
+    let cluster = Cluster {
+        name: name(),
+        engine: EngineWant::default(),
+        shards,
+        replicas,
+        profile: Profile::Cache,
+        takeover: Takeover::Promote,
+        memory: None,
+        ports: PortBase { tcp: 7001, tls: 8001, bus: 17_001, explicit: false },
+        hosts: (0..hosts).map(host_name).collect(),
+        placement: PlacementPolicy {
+            primaries_host: if hosts > 2 { Spread::QuorumSafe } else { Spread::Any },
+            primaries_zone: Spread::Any,
+        },
+        node_timeout_ms: NODE_TIMEOUT_MS,
+        users: BTreeMap::new(),
+        config: BTreeMap::new(),
+        pace: Pace::Full,
+        stopped: false,
+    };
+    let host = |index| Host {
+        id: host_name(index),
+        address: host_address(index),
+        zone: Zone::new(format!("z{index}")),
+        memory: None,
+    };
+    Fleet {
+        hosts: (0..hosts).map(|index| (host_name(index), host(index))).collect(),
+        clusters: BTreeMap::from([(name(), cluster)]),
+        guard: GuardPolicy { mode: GuardMode::Enforce, moves_per_hour_max: 6 },
+    }
+}
+
+/// (number, host, primary's number for a replica, slots for a primary)
+type Seat = (u32, usize, Option<u32>, &'static str);
+
+fn nothing(hosts: usize) -> Observed {
+    let view = HostView { reachable: true, memory: None, ports_taken: BTreeSet::new() };
+    Observed {
+        at_ms: 1_000_000_000,
+        hosts: (0..hosts).map(|index| (host_name(index), view.clone())).collect(),
+        nodes: BTreeMap::new(),
+        history: BTreeMap::new(),
+    }
+}
+
+/// A healthy cluster with these seats.
+fn world(hosts: usize, seats: &[Seat]) -> Observed {
+    let mut observed = nothing(hosts);
+    let rows = seats
+        .iter()
+        .map(|(number, host, of, slots)| {
+            let row = Row {
+                ip: Some(host_address(*host)),
+                port: ports(*number).tcp,
+                replica_of: of.map(id),
+                config_epoch: u64::from(*number),
+                slots: slots.parse().unwrap(),
+                health: Health::Ok,
+            };
+            (id(*number), row)
+        })
+        .collect();
+    let table = Arc::new(Table { rows });
+    for (number, host, of, _) in seats {
+        let up = Up {
+            id: id(*number),
+            engine: Engine { kind: EngineKind::Redis, version: Version::new(7, 0, 15) },
+            role: of.map_or(Role::Primary, |of| Role::Replica { of: id(of), link: Link::InSync }),
+            offset: 1000,
+            keys: 10,
+            memory: Memory::default(),
+            cluster_ok: true,
+            table: table.clone(),
+            open: BTreeMap::new(),
+            config: BTreeMap::new(),
+            users_current: true,
+            uptime_s: 1000,
+        };
+        let view = NodeView {
+            host: host_name(*host),
+            address: host_address(*host),
+            ports: ports(*number),
+            process: Process::Running,
+            disk: Disk { id: Some(id(*number)), data_bytes: 1000, append_bytes: 0 },
+            server: Server::Up(Box::new(up)),
+            failed_starts: 0,
+        };
+        observed.nodes.insert(node(*number), view);
+    }
+    observed
+}
+
+const THREE: [Seat; 6] = [
+    (1, 0, None, "0-5460"),
+    (2, 1, None, "5461-10922"),
+    (3, 2, None, "10923-16383"),
+    (4, 1, Some(1), "none"),
+    (5, 2, Some(2), "none"),
+    (6, 0, Some(3), "none"),
+];
+
+fn up(observed: &mut Observed, number: u32) -> &mut Up {
+    match &mut observed.nodes.get_mut(&node(number)).unwrap().server {
+        Server::Up(up) => up,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn kill(observed: &mut Observed, number: u32) {
+    let view = observed.nodes.get_mut(&node(number)).unwrap();
+    view.process = Process::Gone;
+    view.server = Server::Refused;
+    for other in observed.nodes.values_mut() {
+        if let Server::Up(up) = &mut other.server
+            && let Role::Replica { of, link } = &mut up.role
+            && *of == id(number)
+        {
+            *link = Link::Down { for_ms: 0 };
+        }
+    }
+}
+
+/// Steps, blocked and waiting as lines of text.
+fn lines(fleet: &Fleet, observed: &Observed) -> Vec<String> {
+    let wave = plan(fleet, observed);
+    let steps = wave.steps.iter().map(|step| step.action.to_string());
+    let blocked = wave.blocked.iter().map(|blocked| format!("blocked: {}", blocked.reason));
+    let waiting = wave.waiting.iter().map(|waiting| format!("wait: {}", waiting.what));
+    steps.chain(blocked).chain(waiting).collect()
+}
+
+fn check(fleet: &Fleet, observed: &Observed, expected: &[&str]) {
+    assert_eq!(lines(fleet, observed), expected);
+}
+
+#[test]
+fn a_healthy_cluster_needs_nothing() {
+    check(&spec(3, 1, 3), &world(3, &THREE), &[]);
+}
+
+#[test]
+fn nothing_becomes_six_nodes() {
+    check(
+        &spec(3, 1, 3),
+        &nothing(3),
+        &[
+            "create c-1 on h0, port 7001",
+            "create c-2 on h1, port 7002",
+            "create c-3 on h2, port 7003",
+            "create c-4 on h0, port 7004",
+            "create c-5 on h1, port 7005",
+            "create c-6 on h2, port 7006",
+        ],
+    );
+}
+
+#[test]
+fn blank_nodes_become_a_cluster() {
+    let seats: Vec<Seat> =
+        (1..=6).map(|number| (number, (number as usize - 1) % 3, None, "none")).collect();
+    let mut observed = world(3, &seats);
+    for number in 1..=6 {
+        let up = up(&mut observed, number);
+        up.keys = 0;
+        let own = up.table.rows[&id(number)].clone();
+        up.table = Arc::new(Table { rows: BTreeMap::from([(id(number), own)]) });
+    }
+    check(
+        &spec(3, 1, 3),
+        &observed,
+        &["assign slots to 3 primaries", "introduce 5 nodes, c-2 to c-6"],
+    );
+}
+
+#[test]
+fn joined_nodes_become_replicas_on_other_hosts() {
+    let seats: Vec<Seat> =
+        THREE.iter().enumerate().map(|(index, seat)| (seat.0, index % 3, None, seat.3)).collect();
+    check(
+        &spec(3, 1, 3),
+        &world(3, &seats),
+        &["make c-5 a replica of c-1", "make c-4 a replica of c-2", "make c-6 a replica of c-3"]
+            .map(|line| line),
+    );
+}
+
+#[test]
+fn a_dead_primary_is_replaced_at_once() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 1);
+    check(&spec(3, 1, 3), &observed, &["promote c-4 in place of dead c-1"]);
+}
+
+#[test]
+fn a_durable_primary_with_its_log_is_restarted() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 1);
+    let mut fleet = spec(3, 1, 3);
+    let cluster = fleet.clusters.get_mut(&name()).unwrap();
+    cluster.takeover = Takeover::LeastLoss;
+    cluster.config.insert("appendonly".into(), DirectiveValue::single("yes"));
+    check(&fleet, &observed, &["promote c-4 in place of dead c-1"]);
+    observed.nodes.get_mut(&node(1)).unwrap().disk.append_bytes = 500;
+    check(&fleet, &observed, &["start c-1"]);
+    observed.nodes.get_mut(&node(1)).unwrap().failed_starts = 1;
+    check(&fleet, &observed, &["promote c-4 in place of dead c-1"]);
+}
+
+#[test]
+fn an_emptied_primary_stays_down() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 1);
+    observed.nodes.get_mut(&node(1)).unwrap().disk = Disk::EMPTY;
+    // Two of three primaries gone: nobody can be elected.
+    kill(&mut observed, 2);
+    let found = lines(&spec(3, 1, 3), &observed);
+    assert_eq!(
+        found,
+        [
+            "start c-2",
+            "wait: c-1 stays down: its disk is empty and would be copied over its replicas' data",
+        ]
+    );
+}
+
+#[test]
+fn a_dead_replica_is_started_again() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 5);
+    check(&spec(3, 1, 3), &observed, &["start c-5"]);
+    observed.nodes.get_mut(&node(5)).unwrap().failed_starts = 3;
+    check(&spec(3, 1, 3), &observed, &["blocked: it ended 3 times in a row before it answered"]);
+}
+
+#[test]
+fn hung_is_not_dead() {
+    let mut observed = world(3, &THREE);
+    let view = observed.nodes.get_mut(&node(1)).unwrap();
+    view.process = Process::Suspended;
+    view.server = Server::Silent { for_ms: 2_000 };
+    check(&spec(3, 1, 3), &observed, &["wait: c-1 hangs; its replicas elect one of them"]);
+}
+
+#[test]
+fn blind_means_observe_only() {
+    let mut observed = world(3, &THREE);
+    for number in 1..=4 {
+        observed.nodes.get_mut(&node(number)).unwrap().server = Server::Silent { for_ms: 1_500 };
+    }
+    check(&spec(3, 1, 3), &observed, &["blocked: 4 of 6 running servers do not answer in time"]);
+}
+
+#[test]
+fn more_shards_need_nodes_then_slots() {
+    check(
+        &spec(4, 1, 3),
+        &world(3, &THREE),
+        &["create c-7 on h0, port 7007", "create c-8 on h1, port 7008"],
+    );
+    let mut seats = THREE.to_vec();
+    seats.push((7, 0, None, "none"));
+    seats.push((8, 1, None, "none"));
+    check(&spec(4, 1, 3), &world(3, &seats), &["make c-8 a replica of c-7"]);
+    seats[7].2 = Some(7);
+    check(
+        &spec(4, 1, 3),
+        &world(3, &seats),
+        &[
+            "move 1366 slots from c-2 to c-7",
+            "move 1365 slots from c-1 to c-7",
+            "move 1365 slots from c-3 to c-7",
+        ],
+    );
+}
+
+#[test]
+fn fewer_shards_drain_the_last() {
+    check(
+        &spec(2, 1, 3),
+        &world(3, &THREE),
+        &["move 2730 slots from c-3 to c-2", "move 2731 slots from c-3 to c-1"],
+    );
+}
+
+#[test]
+fn a_crowded_host_gives_a_primary_back() {
+    let mut seats = THREE;
+    seats[0].2 = Some(4);
+    seats[0].3 = "none";
+    seats[3].2 = None;
+    seats[3].3 = "0-5460";
+    let observed = world(3, &seats);
+    check(&spec(3, 1, 3), &observed, &["hand over from c-4 to c-1"]);
+    let mut lately = observed.clone();
+    let at = lately.at_ms - 1_000;
+    lately.history.insert(name(), History { handovers_ms: vec![(id(4), at)], calm_since_ms: None });
+    check(&spec(3, 1, 3), &lately, &["wait: c-4 can hand over in 29 s: its shard did so just now"]);
+}
+
+#[test]
+fn interrupted_moves_are_finished() {
+    let mut observed = world(3, &THREE);
+    let slots = SlotSet::range(100, 102);
+    up(&mut observed, 1).open.insert(OpenSlots::MigratingTo(id(2)), slots.clone());
+    up(&mut observed, 2).open.insert(OpenSlots::ImportingFrom(id(1)), slots);
+    check(&spec(3, 1, 3), &observed, &["close 3 half-moved slots at c-2"]);
+}
+
+#[test]
+fn another_engine_rolls_through_replicas_first() {
+    let mut fleet = spec(3, 1, 3);
+    fleet.clusters.get_mut(&name()).unwrap().engine =
+        EngineWant { kind: Some(EngineKind::Valkey), version: "9.1".parse().ok(), path: None };
+    let mut observed = world(3, &THREE);
+    check(&fleet, &observed, &["restart c-4"]);
+    let valkey = Engine { kind: EngineKind::Valkey, version: Version::new(9, 1, 2) };
+    for number in 4..=6 {
+        up(&mut observed, number).engine = valkey;
+    }
+    check(&fleet, &observed, &["hand over from c-1 to c-4"]);
+    for number in 1..=6 {
+        up(&mut observed, number).engine =
+            Engine { kind: EngineKind::Redis, version: Version::new(8, 0, 2) };
+    }
+    check(&fleet, &observed, &["blocked: valkey 9.1 can't read the data of redis 8.0.2"]);
+}
+
+#[test]
+fn no_replicas_get_one_for_a_restart() {
+    let mut fleet = spec(3, 0, 3);
+    fleet.clusters.get_mut(&name()).unwrap().engine =
+        EngineWant { kind: None, version: "8.0".parse().ok(), path: None };
+    check(&fleet, &world(3, &THREE[..3]), &["create c-4 on h1, port 7004"]);
+}
+
+#[test]
+fn shuffled_input_gives_the_same_plan() {
+    let observed = world(3, &THREE);
+    let again: Observed =
+        Observed { nodes: observed.nodes.clone().into_iter().rev().collect(), ..observed.clone() };
+    let fleet = spec(5, 2, 3);
+    assert_eq!(
+        serde_json::to_string(&plan(&fleet, &observed)).unwrap(),
+        serde_json::to_string(&plan(&fleet, &again)).unwrap()
+    );
+}
