@@ -148,8 +148,9 @@ fn work_is_linear_in_the_bytes() {
     let mut wire = Vec::new();
     Value::Array(items.clone()).encode(&mut wire);
     Value::Bulk(b"y".repeat(1 << 20)).encode(&mut wire);
-    Value::Simple("z".repeat(60 << 10)).encode(&mut wire);
-    let mut decoder = Decoder::new(Limits::default());
+    Value::Simple("z".repeat(1 << 20)).encode(&mut wire);
+    let limits = Limits { line_bytes_max: 1 << 20, ..Limits::default() };
+    let mut decoder = Decoder::new(limits);
     let values = read_in_pieces(&mut decoder, &wire, &[1]).unwrap();
     assert_eq!(values.len(), 3);
     assert_eq!(values[0], Value::Array(items));
