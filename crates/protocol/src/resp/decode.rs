@@ -94,7 +94,7 @@ impl Decoder {
         result
     }
 
-    /// Is there anything that [`Decoder::next`] has not given yet, a piece of a value too?
+    /// Has [`Decoder::next`] given all that was fed, with no piece of a value left?
     pub fn is_empty(&self) -> bool {
         self.offset == self.buffer.len() && self.parser.open.is_empty()
     }
