@@ -8,4 +8,5 @@ pub mod model;
 pub mod observed;
 pub mod placement;
 pub mod plan;
+pub mod spec;
 pub mod step;

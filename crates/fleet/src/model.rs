@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use protocol::{Engine, EngineKind, Version};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! name_type {
@@ -165,7 +166,9 @@ pub struct Host {
 }
 
 /// What a cluster is for; it sets the defaults of persistence, eviction and takeover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
     /// Data can be had again: no persistence, eviction, the quickest failover.
@@ -175,8 +178,10 @@ pub enum Profile {
 }
 
 /// What guard does when a primary's process is proven dead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Takeover {
     /// Have the best in-sync replica elected at once.
     Promote,
@@ -306,7 +311,9 @@ impl DirectiveValue {
 }
 
 /// How fast slots move while clients are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Pace {
     /// Adapts to the latency it sees, so that clients hardly notice.
@@ -346,7 +353,9 @@ impl PortBase {
 }
 
 /// How primaries are spread over failure domains of one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spread {
     /// No single domain's loss may stop the cluster: at most ⌈N/2⌉−1 of N primaries in one.
@@ -394,7 +403,9 @@ pub struct GuardPolicy {
 }
 
 /// See [`GuardPolicy`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardMode {
     Off,

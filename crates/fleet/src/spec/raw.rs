@@ -1,0 +1,382 @@
+//! The spec as it is written: every key, with its reference text. Nothing is decided here; defaults
+//! and limits are applied in [`super::lower`] and told here.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use protocol::EngineKind;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::{
+    config::ConfigSpec,
+    quantity::{Millis, Size},
+    read::{At, Choice, Decode, Entries, Field, Reader, mapping},
+    tree::{Kind, Node},
+};
+use crate::model::{GuardMode, Pace, PasswordSource, Profile, Spread, Takeover};
+
+mapping! {
+    /// What should exist: the hosts, the clusters on them, and what guard may do.
+    FleetSpec {
+        /// The machines that nodes may be placed on, by name. In this version every host is this
+        /// machine; several hosts at several of its addresses (127.0.1.1, 127.0.2.1, …) let one
+        /// rehearse how a cluster is spread. Default: one host `this-machine` at 127.0.0.1.
+        hosts: Entries<HostSpec>,
+        /// The clusters, by name: lower-case letters, digits and dashes. A cluster without any keys
+        /// (`cache:`) has three shards with one replica each.
+        clusters: Entries<ClusterSpec>,
+        /// What `keyfleet guard` may do by itself.
+        guard: GuardSpec,
+    }
+    required ["clusters"] later ["proxies"]
+}
+
+mapping! {
+    /// A machine.
+    HostSpec {
+        /// The IP address that its nodes listen on and announce, such as 127.0.1.1. In this version
+        /// it is an address of this machine.
+        address: IpAddr,
+        /// Its failure domain, such as a provider or a rack. Default: the host's own name.
+        zone: String,
+        /// What its nodes may use together, such as 4GiB. The sum of the clusters' `memory` is checked
+        /// against it. Default: not checked.
+        memory: Size,
+        /// How servers are run: `process` (plain processes, the default).
+        runtime: RuntimeSpec,
+    }
+    required ["address"] later ["ssh", "private", "tls"]
+}
+
+mapping! {
+    /// One cluster.
+    ClusterSpec {
+        /// Which server to run: `redis`, `valkey 9.1`, or `{kind: redis, version: 7.0}`.
+        /// Default: what is installed.
+        engine: EngineSpec,
+        /// How many primaries share the 16,384 slots: 1 to 1000. Default: 3, the fewest of which a
+        /// majority is left when one fails.
+        #[schemars(range(min = 1, max = 1000))]
+        shards: u32,
+        /// How many replicas each primary has: 0 to 10. Default: 1.
+        #[schemars(range(min = 0, max = 10))]
+        replicas: u32,
+        /// What the data is: `durable` (the only copy: kept on disk, never evicted; the default) or
+        /// `cache` (can be had again: not kept on disk, evicted when memory is full).
+        profile: Profile,
+        /// What guard does when a primary is proven dead: `promote` a replica at once, or `least-loss`:
+        /// restart the primary where its disk holds more than the replicas can, else promote.
+        /// Default: `promote` with profile `cache`, `least-loss` with `durable`.
+        takeover: Takeover,
+        /// What one node may use, such as 512MiB; at least 16MiB. `maxmemory` is set below it, with
+        /// room for a snapshot's copied pages and for buffers. kb, mb and gb are read as the engines
+        /// read them (1mb is 1MiB; 1m is 1,000,000 bytes). Default: no limit.
+        memory: Size,
+        /// The ports of the first node; each further node's are one higher.
+        ports: PortsSpec,
+        /// The hosts that its nodes may be placed on, such as [a, b]. Default: all.
+        hosts: Vec<At<String>>,
+        /// How its nodes are spread over hosts and zones.
+        placement: PlacementSpec,
+        /// How long a node may be silent before the others call it failed (the engines'
+        /// `cluster-node-timeout`), such as 15s, 500ms, or a bare number of milliseconds; 100ms to 10m.
+        /// Default: 15s, as in the engines.
+        node_timeout: Millis,
+        /// How fast slots move between primaries: `gentle` (clients hardly notice; the default) or
+        /// `full` (as fast as the servers go).
+        pace: Pace,
+        /// The users that clients log in as, by name. `default` may be one of them; the name
+        /// `keyfleet` is taken. Default: none but the engine's own `default`.
+        users: Entries<UserSpec>,
+        /// Directives of the engine's configuration file, over the profile's: a mapping, such as
+        /// `{maxmemory-policy: allkeys-lfu, save: ["900 1", "300 10"]}`, where a list is several lines
+        /// of one directive; or the lines of a redis.conf as a block (`config: |`).
+        config: ConfigSpec,
+    }
+    required [] later ["backup", "cpus", "tls", "update", "proxies", "ssh", "runtime"]
+}
+
+mapping! {
+    /// The ports of a cluster's first node.
+    PortsSpec {
+        /// Where clients connect. Default: 7001, and taken ports are skipped; a port that is given is
+        /// kept to.
+        #[schemars(range(min = 1, max = 65535))]
+        tcp: u32,
+        /// Reserved for TLS. Default: `tcp` + 1000.
+        #[schemars(range(min = 1, max = 65535))]
+        tls: u32,
+        /// Where nodes talk to each other. Default: `tcp` + 10000, as in the engines.
+        #[schemars(range(min = 1, max = 65535))]
+        bus: u32,
+    }
+    required [] later []
+}
+
+mapping! {
+    /// How a cluster's nodes are spread.
+    PlacementSpec {
+        /// How primaries are spread over hosts and over zones.
+        primaries: SpreadSpec,
+    }
+    required [] later ["replicas"]
+}
+
+mapping! {
+    /// `quorum-safe`: no single one may hold so many primaries that the rest is no majority;
+    /// `prefer-spread`: as even as can be, with no promise; `any`: don't care.
+    SpreadSpec {
+        /// Over hosts. Default: `quorum-safe` with two hosts or more, else `any`.
+        host: Spread,
+        /// Over zones. Default: `any`.
+        zone: Spread,
+    }
+    required [] later []
+}
+
+mapping! {
+    /// A user that clients log in as.
+    UserSpec {
+        /// `generate` (made once and kept in a file beside the spec; the default), `none` (no password
+        /// is asked for), `{env: NAME}` (an environment variable) or `{file: PATH}` (a file's first
+        /// line). The password itself never stands in the spec.
+        password: PasswordSource,
+        /// What the user may do, as ACL rules without on, off and passwords.
+        /// Default: "+@all -@dangerous ~* &*".
+        rules: String,
+    }
+    required [] later []
+}
+
+mapping! {
+    /// What guard may do.
+    GuardSpec {
+        /// `enforce` (heal and keep primaries spread; the default), `observe` (only say what it would
+        /// do) or `off`.
+        mode: GuardMode,
+        /// How many times an hour it may move a primary's role by itself; 0 to 1000. Default: 6.
+        #[schemars(range(min = 0, max = 1000))]
+        max_moves_per_hour: u32,
+    }
+    required [] later []
+}
+
+mapping! {
+    /// Which server to run.
+    EngineParts {
+        /// `redis`, `valkey` or `keydb`. Default: what is installed.
+        #[schemars(schema_with = "engine_kind")]
+        kind: EngineKind,
+        /// The version's leading numbers: 7, 7.0 or 7.0.15. Default: any.
+        version: String,
+        /// The server program, such as /usr/bin/redis-server. Default: it is searched for.
+        path: String,
+    }
+    required [] later ["image"]
+}
+
+/// Which server to run, in either of its forms.
+#[derive(Debug, Default)]
+pub struct EngineSpec(pub EngineParts);
+
+impl Decode for EngineSpec {
+    fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {
+        if matches!(node.kind, Kind::Map(_)) {
+            return EngineParts::decode(node, reader).map(Self);
+        }
+        let text =
+            reader.scalar(node, "an engine, such as redis or {kind: valkey, version: 9.1}")?;
+        let (kind, version) = match text.trim().split_once(char::is_whitespace) {
+            Some((kind, version)) => (kind, Some(version.trim())),
+            None => (text.trim(), None),
+        };
+        let place = reader.place(node.mark);
+        let Some((_, kind)) = EngineKind::WORDS.iter().find(|(word, _)| *word == kind) else {
+            reader
+                .error(&place, format!("unknown engine {kind:?}"))
+                .hint("write redis, valkey or keydb, with or without a version: valkey 9.1");
+            return None;
+        };
+        let version = version.map_or(Field::Missing, |version| {
+            Field::Given(At::new(version.to_owned(), place.clone()))
+        });
+        let kind = Field::Given(At::new(*kind, place));
+        Some(Self(EngineParts { kind, version, path: Field::Missing }))
+    }
+}
+
+impl Decode for PasswordSource {
+    fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {
+        const EXPECTED: &str = "generate, none, {env: NAME} or {file: PATH}";
+        if let Kind::Scalar { text, .. } = &node.kind {
+            return match text.as_str() {
+                "generate" => Some(Self::Generated),
+                "none" => Some(Self::None),
+                // What was found isn't shown: it may well be a password.
+                _ => {
+                    let place = reader.place(node.mark);
+                    reader
+                        .error(&place, format!("expected {EXPECTED}"))
+                        .hint("a password never stands in the spec itself");
+                    None
+                }
+            };
+        }
+        mapping! {
+            /// Where a password is.
+            Source {
+                /// An environment variable's name.
+                env: String,
+                /// A file's path.
+                file: String,
+            }
+            required [] later []
+        }
+        if !matches!(node.kind, Kind::Map(_)) {
+            reader.wrong_kind(node, EXPECTED);
+            return None;
+        }
+        match Source::decode(node, reader)? {
+            Source { env: Field::Given(env), file: Field::Missing } => Some(Self::Env(env.value)),
+            Source { env: Field::Missing, file: Field::Given(file) } => {
+                Some(Self::File(file.value))
+            }
+            Source { env: Field::Bad, .. } | Source { file: Field::Bad, .. } => None,
+            _ => {
+                let place = reader.place(node.mark);
+                reader.error(&place, format!("expected {EXPECTED}"));
+                None
+            }
+        }
+    }
+}
+
+/// How servers are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum RuntimeSpec {
+    Process,
+}
+
+impl Choice for RuntimeSpec {
+    const WORDS: &'static [(&'static str, Self)] = &[("process", Self::Process)];
+    const LATER: &'static [&'static str] = &["podman", "systemd", "kubernetes", "docker"];
+}
+
+impl Choice for EngineKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("redis", Self::Redis), ("valkey", Self::Valkey), ("keydb", Self::KeyDb)];
+}
+
+impl Choice for Profile {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("cache", Self::Cache), ("durable", Self::Durable)];
+}
+
+impl Choice for Takeover {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("promote", Self::Promote), ("least-loss", Self::LeastLoss)];
+}
+
+impl Choice for Pace {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("gentle", Self::Gentle), ("full", Self::Full)];
+}
+
+impl Choice for Spread {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("quorum-safe", Self::QuorumSafe),
+        ("prefer-spread", Self::PreferSpread),
+        ("any", Self::Any),
+    ];
+}
+
+impl Choice for GuardMode {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("observe", Self::Observe), ("enforce", Self::Enforce)];
+}
+
+fn engine_kind(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["redis", "valkey", "keydb"] })
+}
+
+/// The schema of a wrapper is that of what it wraps.
+macro_rules! transparent_schema {
+    ($($wrapper:ident),*) => {$(
+        impl<T: JsonSchema> JsonSchema for $wrapper<T> {
+            fn inline_schema() -> bool {
+                T::inline_schema()
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                T::schema_name()
+            }
+
+            fn schema_id() -> Cow<'static, str> {
+                T::schema_id()
+            }
+
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                T::json_schema(generator)
+            }
+        }
+    )*};
+}
+transparent_schema!(Field, At);
+
+impl<T: JsonSchema> JsonSchema for Entries<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Entries_of_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let value = generator.subschema_for::<T>();
+        json_schema!({ "type": "object", "additionalProperties": value })
+    }
+}
+
+impl JsonSchema for EngineSpec {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Engine".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = generator.subschema_for::<EngineParts>();
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "pattern": "^(redis|valkey|keydb)( +[0-9]+(\\.[0-9]+){0,2})?$" },
+                parts,
+            ]
+        })
+    }
+}
+
+impl JsonSchema for PasswordSource {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Password".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let source = |key: &str| {
+            json_schema!({
+                "type": "object",
+                "properties": { key: { "type": "string" } },
+                "required": [key],
+                "additionalProperties": false,
+            })
+        };
+        json_schema!({ "anyOf": [{ "enum": ["generate", "none"] }, source("env"), source("file")] })
+    }
+}
