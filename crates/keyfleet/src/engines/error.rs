@@ -75,7 +75,7 @@ fn hint(os_release: &str, want: &EngineWant, source: &ProvisionError, root: bool
 
 /// The command that installs the engine on the distribution that an os-release(5) file
 /// describes; where the spec leaves the product open, the one that the distribution carries.
-/// None where no package of it is known; no distribution carries KeyDB.
+/// None where no package of it is known; only Fedora's family carries KeyDB.
 fn install_command(os_release: &str, kind: Option<EngineKind>, root: bool) -> Option<String> {
     let value = |key: &str| {
         let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -92,7 +92,8 @@ fn install_command(os_release: &str, kind: Option<EngineKind>, root: bool) -> Op
     })?;
     let kind = kind.unwrap_or(default);
     let sudo = if root { "" } else { "sudo " };
-    (kind != EngineKind::KeyDb).then(|| format!("{sudo}{installer} {kind}{suffix}"))
+    let carried = kind != EngineKind::KeyDb || installer.starts_with("dnf");
+    carried.then(|| format!("{sudo}{installer} {kind}{suffix}"))
 }
 
 #[cfg(test)]
@@ -128,6 +129,7 @@ mod tests {
             Some("sudo zypper --non-interactive install valkey"),
         );
         check("ID=debian", Some(EngineKind::KeyDb), None);
+        check("ID=fedora", Some(EngineKind::KeyDb), Some("sudo dnf install -y keydb"));
         check("ID=nixos", None, None);
         check("", None, None);
         let as_root = install_command("ID=alpine", None, true);

@@ -69,7 +69,8 @@ pub async fn find(want: &EngineWant, cache: &Path) -> Result<EngineBinary, Engin
     find_on(want, cache, &env::var_os("PATH").unwrap_or_default()).await
 }
 
-async fn find_on(
+/// [`find`] with another PATH than this process has; apt is called by this process's own.
+pub async fn find_on(
     want: &EngineWant,
     cache: &Path,
     path: &OsStr,

@@ -96,7 +96,7 @@ pub async fn probe(
                 CommandError::Failed { message, .. } => format!("does not run: {message}"),
             },
         )?;
-    let engine = parse_version(&text).ok_or("does not answer --version as a server does")?;
+    let engine = Engine::from_version_line(&text).map_err(|error| error.to_string())?;
     let name = server.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let sibling = name.strip_suffix("-server").map(|prefix| format!("{prefix}-cli"));
     let names = [sibling, Some(format!("{}-cli", engine.kind))];
@@ -112,15 +112,6 @@ pub async fn probe(
         cli,
         library_path: library_path.map(Path::to_owned),
     })
-}
-
-/// `Redis server v=7.0.15 sha=…`, `Valkey server v=…`, `KeyDB server v=…`: the first word says
-/// whose it is, also where a program answers under another's name.
-fn parse_version(text: &str) -> Option<Engine> {
-    let (product, rest) = text.trim_start().split_once(' ')?;
-    let kind = KINDS.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(product))?;
-    let version = rest.split_whitespace().find_map(|word| word.strip_prefix("v="))?;
-    Some(Engine { kind, version: version.parse().ok()? })
 }
 
 fn on_path_named(name: &str, path: &OsStr) -> Option<PathBuf> {
