@@ -1,1 +1,3 @@
 //! The harness for tests against real servers.
+
+pub mod engines;

@@ -8,12 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use protocol::{Value, conf, directives::arguments_per_line};
 
 use crate::{
     command,
     engines::{self, TestEngine},
     keydb,
-    server::{Reply, Server},
+    server::Server,
 };
 
 /// Directives that CONFIG GET * does not show: hidden ones, those that only a file can have, and
@@ -61,9 +62,6 @@ const MULTI: [&str; 14] = [
     "slaveof",
     "user",
 ];
-
-/// How many arguments a line takes where a longer value needs several lines.
-const GROUPS: [(&str, usize); 2] = [("client-output-buffer-limit", 4), ("save", 2)];
 
 /// Set by the harness on the command line, or part of the place where the server runs.
 const NOT_IN_FILE: [&str; 3] = ["bind", "dir", "port"];
@@ -139,8 +137,8 @@ fn ask(engine: &TestEngine, names: &BTreeSet<String>) -> Result<Answers> {
     for name in names {
         let Some((_, value)) = server.configuration(name)?.pop() else { continue };
         let live = match server.call(&["CONFIG", "SET", name, &value])? {
-            Reply::Text(_) => true,
-            Reply::Error(reason) if is_refusal(&reason) => false,
+            Value::Simple(_) => true,
+            Value::Error(reason) if is_refusal(&reason) => false,
             other => bail!("{}: CONFIG SET {name} {value:?}: {other:?}", engine.name),
         };
         found.insert(name.clone(), Found { value: Some(value), live });
@@ -174,7 +172,7 @@ fn same_directives(
             _ => format!("{value}x"),
         };
         // Not every value can be had; such directives have no other names so far.
-        let Reply::Text(_) = server.call(&["CONFIG", "SET", name, &other])? else { continue };
+        let Value::Simple(_) = server.call(&["CONFIG", "SET", name, &other])? else { continue };
         for (same, now) in server.configuration("*")? {
             let before = found.get(&same).and_then(|found| found.value.as_ref());
             if same != *name && now == other && before == Some(value) {
@@ -286,16 +284,11 @@ fn is_multi(name: &str) -> bool {
 /// The directive as a file has it.
 fn lines(name: &str, value: &str) -> String {
     if !is_multi(name) {
-        return format!("{name} \"{}\"\n", value.replace('\\', "\\\\").replace('"', "\\\""));
+        return conf::render(name, [value]) + "\n";
     }
     let words: Vec<&str> = value.split_ascii_whitespace().collect();
-    let group =
-        GROUPS.iter().find(|(other, _)| *other == name).map_or(usize::MAX, |(_, count)| *count);
-    let mut text = String::new();
-    for words in words.chunks(group) {
-        let _ = writeln!(text, "{name} {}", words.join(" "));
-    }
-    text
+    let group = arguments_per_line(name).unwrap_or(usize::MAX);
+    words.chunks(group).flat_map(|words| [conf::render(name, words), "\n".to_owned()]).collect()
 }
 
 fn keydb(answers: &[Answers]) -> Result<Answers> {

@@ -1,9 +1,8 @@
 //! A server process for a moment, and the few commands that tasks need from it.
 
 use std::{
-    fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,6 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use protocol::{
+    Value,
+    resp::{Decoder, encode_command},
+};
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
 const REPLY_DEADLINE: Duration = Duration::from_secs(10);
@@ -21,15 +24,8 @@ const RETRY: Duration = Duration::from_millis(20);
 pub struct Server {
     process: Child,
     directory: PathBuf,
-    connection: BufReader<TcpStream>,
-}
-
-/// What a server says to a command.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Reply {
-    Text(String),
-    Error(String),
-    Array(Vec<Reply>),
+    connection: TcpStream,
+    decoder: Decoder,
 }
 
 impl Server {
@@ -57,8 +53,9 @@ impl Server {
         loop {
             if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
                 stream.set_read_timeout(Some(REPLY_DEADLINE))?;
-                let connection = BufReader::new(stream);
-                return Ok(Self { process, directory: directory.to_owned(), connection });
+                let directory = directory.to_owned();
+                let decoder = Decoder::default();
+                return Ok(Self { process, directory, connection: stream, decoder });
             }
             if process.try_wait()?.is_some() || Instant::now() > give_up {
                 let _ = process.kill();
@@ -70,48 +67,30 @@ impl Server {
         }
     }
 
-    pub fn call(&mut self, arguments: &[&str]) -> Result<Reply> {
-        let mut request = format!("*{}\r\n", arguments.len());
-        for argument in arguments {
-            let _ = write!(request, "${}\r\n{argument}\r\n", argument.len());
+    /// Sends one command and returns the answer, errors too.
+    pub fn call(&mut self, arguments: &[&str]) -> Result<Value> {
+        let mut request = Vec::new();
+        encode_command(arguments, &mut request);
+        self.connection.write_all(&request)?;
+        let mut piece = [0; 16_384];
+        loop {
+            if let Some(value) = self.decoder.next()? {
+                return Ok(value);
+            }
+            let length = self.connection.read(&mut piece)?;
+            if length == 0 {
+                bail!("the server hung up on {arguments:?}");
+            }
+            self.decoder.feed(piece.get(..length).unwrap_or_default());
         }
-        self.connection.get_mut().write_all(request.as_bytes())?;
-        self.reply()
     }
 
     /// CONFIG GET: names and values.
     pub fn configuration(&mut self, pattern: &str) -> Result<Vec<(String, String)>> {
-        let Reply::Array(items) = self.call(&["CONFIG", "GET", pattern])? else {
-            bail!("CONFIG GET {pattern} gives no array");
-        };
-        let mut pairs = Vec::new();
-        for pair in items.chunks(2) {
-            if let [Reply::Text(name), Reply::Text(value)] = pair {
-                pairs.push((name.clone(), value.clone()));
-            }
-        }
-        Ok(pairs)
-    }
-
-    fn reply(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        self.connection.read_line(&mut line)?;
-        let (kind, rest) = line.trim_end().split_at_checked(1).context("the server hung up")?;
-        Ok(match kind {
-            "+" | ":" => Reply::Text(rest.to_owned()),
-            "-" => Reply::Error(rest.to_owned()),
-            "$" => {
-                let mut text = vec![0; rest.parse::<usize>()? + 2];
-                self.connection.read_exact(&mut text)?;
-                text.truncate(text.len() - 2);
-                Reply::Text(String::from_utf8_lossy(&text).into_owned())
-            }
-            "*" => {
-                let count = rest.parse::<usize>()?;
-                Reply::Array((0..count).map(|_| self.reply()).collect::<Result<_>>()?)
-            }
-            _ => bail!("not a reply: {line:?}"),
-        })
+        let reply = self.call(&["CONFIG", "GET", pattern])?;
+        let pairs = reply.pairs().with_context(|| format!("CONFIG GET {pattern}: {reply:?}"))?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(pairs.into_iter().map(|(name, value)| (text(name), text(value))).collect())
     }
 }
 
