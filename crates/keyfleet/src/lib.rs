@@ -1,3 +1,8 @@
 //! keyfleet: every side effect lives here.
 
+pub mod admin_client;
 pub mod engines;
+pub mod node_files;
+pub mod runtimes;
+pub mod secrets;
+pub mod store;

@@ -1,0 +1,309 @@
+//! Servers as plain processes of this machine.
+//!
+//! Nothing is remembered: a node's process is the one whose working directory is the node's, found
+//! in `/proc`. So a server that keyfleet started, a server that outlived it, and one started by
+//! hand in that directory are all the same, and there is no file that can be wrong.
+//!
+//! What is signalled is a pidfd, checked after it was opened to be the process that was meant; a
+//! number that went to another process in between is never hit.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    net::{IpAddr, SocketAddr},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+    process::Stdio,
+};
+
+use fleet::model::NodeName;
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    process::Command,
+};
+
+use crate::node_files::{LOG, NODE_CONF, Program};
+
+/// What the kernel appends to the name of a directory that was removed.
+const DELETED: &str = " (deleted)";
+
+/// Variables that servers get from our environment; no others, since some may be secret.
+const ENVIRONMENT: [&str; 6] = ["PATH", "HOME", "TZ", "LANG", "LC_ALL", "TMPDIR"];
+
+/// A node's server process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub pid: i32,
+    /// Stopped by a signal or a debugger.
+    pub suspended: bool,
+    /// Where it says in its title that it listens.
+    pub listens: Option<SocketAddr>,
+}
+
+/// The server processes of the nodes under a directory, by one look at `/proc`.
+pub fn scan(nodes_dir: &Path) -> io::Result<BTreeMap<NodeName, Found>> {
+    let mut candidates = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        if let Some(node) = node_of(pid, nodes_dir)
+            && let Some(stat) = Stat::read(pid)
+            && is_server(pid, &stat)
+        {
+            candidates.insert(pid, (node, stat));
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (pid, (node, stat)) in &candidates {
+        if !candidates.contains_key(&stat.parent) {
+            let (pid, suspended) = (*pid, matches!(stat.state, b'T' | b't'));
+            found.insert(node.clone(), Found { pid, suspended, listens: listens(pid) });
+        }
+    }
+    Ok(found)
+}
+
+/// Can this process see all servers that might run in the directory? Only where it may look into
+/// processes of the directory's owner is "there is none" a proof.
+pub fn is_proof(directory: &Path) -> bool {
+    let me = geteuid();
+    me.is_root() || fs::metadata(directory).is_ok_and(|meta| meta.uid() == me.as_raw())
+}
+
+/// Which node's directory is the process's working directory?
+fn node_of(pid: i32, nodes_dir: &Path) -> Option<NodeName> {
+    let directory = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let name = directory.strip_prefix(nodes_dir).ok()?.to_str()?;
+    name.strip_suffix(DELETED).unwrap_or(name).parse().ok()
+}
+
+struct Stat {
+    name: String,
+    state: u8,
+    parent: i32,
+}
+
+impl Stat {
+    /// None where the process is gone or was only not waited for yet.
+    fn read(pid: i32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (head, tail) = text.rsplit_once(')')?;
+        let (_, name) = head.split_once('(')?;
+        let mut fields = tail.split_ascii_whitespace();
+        let state = *fields.next()?.as_bytes().first()?;
+        let parent = fields.next()?.parse().ok()?;
+        let alive = !matches!(state, b'Z' | b'X' | b'x');
+        alive.then(|| Self { name: name.to_owned(), state, parent })
+    }
+}
+
+/// Is it a server, and no shell that someone left in the directory? The children that a server
+/// forks for a snapshot are told by their titles, also when their parent died before them.
+fn is_server(pid: i32, stat: &Stat) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let program = program.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    let looks_so = |name: &str| name.trim_end_matches(DELETED).ends_with("-server");
+    (program.is_some_and(looks_so) || looks_so(&stat.name)) && !is_fork(&title(pid))
+}
+
+fn title(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Titles such as `redis-rdb-bgsave 127.0.0.1:7001 [cluster]`.
+fn is_fork(title: &str) -> bool {
+    let name = title.split_ascii_whitespace().next().unwrap_or_default();
+    let kinds =
+        ["-rdb-bgsave", "-rdb-to-slaves", "-rdb-to-replicas", "-aof-rewrite", "-module-fork"];
+    kinds.iter().any(|kind| name.ends_with(kind))
+}
+
+/// From a title such as `redis-server 127.0.0.1:7001 [cluster]`.
+fn listens(pid: i32) -> Option<SocketAddr> {
+    let title = title(pid);
+    let (address, port) = title.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+    let address: IpAddr = address.trim_matches(['[', ']']).parse().ok()?;
+    Some(SocketAddr::new(address, port.parse().ok()?))
+}
+
+/// A hold on one process, whatever becomes of its number.
+#[derive(Debug)]
+pub struct Handle {
+    pidfd: AsyncFd<OwnedFd>,
+    pub pid: i32,
+}
+
+impl Handle {
+    /// The node's process; None where there is none.
+    pub fn of(nodes_dir: &Path, node: &NodeName) -> io::Result<Option<Self>> {
+        let Some(found) = scan(nodes_dir)?.remove(node) else { return Ok(None) };
+        Self::open(found.pid, nodes_dir, node)
+    }
+
+    /// The process with this number, if it is the node's; None where it is gone by now.
+    pub fn open(pid: i32, nodes_dir: &Path, node: &NodeName) -> io::Result<Option<Self>> {
+        let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+        let pidfd = match pidfd_open(number, PidfdFlags::NONBLOCK) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // From here on the number can't be another process's without the pidfd telling.
+        if node_of(pid, nodes_dir).as_ref() != Some(node) {
+            return Ok(None);
+        }
+        #[expect(deprecated, reason = "sound for an OwnedFd; what replaces it is unsafe to call")]
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        Ok(Some(Self { pidfd, pid }))
+    }
+
+    /// Ends when the process has ended, also if it did so long ago.
+    pub async fn exited(&self) -> io::Result<()> {
+        self.pidfd.readable().await.map(drop)
+    }
+
+    /// A signal to a process that is gone already is no error.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Starts a node's server in its directory. It outlives us; while we live we wait for its end, so
+/// that nothing is left of it. Must be called inside a tokio runtime.
+pub fn start(program: &Program, directory: &Path) -> io::Result<i32> {
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(directory.join(LOG))?;
+    let mut command = Command::new(&program.server);
+    command
+        .arg(NODE_CONF)
+        .current_dir(directory)
+        .env_clear()
+        .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, env::var_os(name)?))))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0);
+    if let Some(libraries) = &program.library_path {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    let mut child = command.spawn()?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+    tokio::spawn(async move { child.wait().await });
+    Ok(pid)
+}
+
+/// TCP ports that something listens on at this address, by the kernel's tables.
+pub fn listening(address: IpAddr) -> io::Result<Vec<u16>> {
+    let mut ports = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let text = match fs::read_to_string(table) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        ports.extend(text.lines().skip(1).filter_map(|line| {
+            let (local, port) = listener(line)?;
+            (local == address || local.is_unspecified()).then_some(port)
+        }));
+    }
+    Ok(ports)
+}
+
+/// The local end of a line of `/proc/net/tcp` in the state LISTEN. Addresses are groups of four
+/// bytes in the machine's own order.
+fn listener(line: &str) -> Option<(IpAddr, u16)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (address, port) = fields.next()?.split_once(':')?;
+    if fields.nth(1)? != "0A" {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(16);
+    for group in 0..address.len() / 8 {
+        let word = u32::from_str_radix(address.get(group * 8..group * 8 + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let address: IpAddr = if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        four.into()
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?).to_canonical()
+    };
+    Some((address, u16::from_str_radix(port, 16).ok()?))
+}
+
+/// This machine's physical memory in bytes.
+pub fn memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Is the address one of this machine's?
+pub fn is_local(address: IpAddr) -> bool {
+    address.is_loopback() || std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// What a server printed from `offset` in its log on; the last 4 KiB of it.
+pub fn log_tail(directory: &Path, offset: u64) -> String {
+    let path = directory.join(LOG);
+    let first = log_length(directory).saturating_sub(4096).max(offset);
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut log| {
+        log.seek(SeekFrom::Start(first))?;
+        log.take(4096).read_to_end(&mut bytes)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+        Err(error) => format!("(its log can't be read: {error})"),
+    }
+}
+
+/// How long a server's log is, in bytes.
+pub fn log_length(directory: &Path) -> u64 {
+    fs::metadata(directory.join(LOG)).map_or(0, |meta| meta.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_of_children() {
+        let check = |title: &str, expected: bool| assert_eq!(is_fork(title), expected, "{title}");
+        check("redis-rdb-bgsave 127.0.0.1:7001 [cluster]", true);
+        check("redis-aof-rewrite 127.0.0.1:7001 [cluster]", true);
+        check("redis-rdb-to-slaves *:1", true);
+        check("redis-server 127.0.0.1:7001 [cluster]", false);
+        check("", false);
+    }
+
+    #[test]
+    fn listeners() {
+        let check = |line: &str, expected: Option<(&str, u16)>| {
+            let expected = expected.map(|(address, port)| (address.parse().unwrap(), port));
+            assert_eq!(listener(line), expected, "{line}");
+        };
+        check("0: 0100007F:1B59 00000000:0000 0A 00000000:00000000", Some(("127.0.0.1", 7001)));
+        check("0: 0100007F:1B59 00000000:0000 01 00000000:00000000", None);
+        check("1: 00000000000000000000000001000000:1B59 0:0000 0A 0:0", Some(("::1", 7001)));
+        check("2: 0000000000000000FFFF00000100007F:0050 0:0000 0A", Some(("127.0.0.1", 80)));
+        check("sl  local_address", None);
+    }
+
+    #[test]
+    fn finds_what_listens() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bound = listener.local_addr().unwrap();
+        assert!(listening(bound.ip()).unwrap().contains(&bound.port()));
+    }
+}
