@@ -1,1 +1,3 @@
 //! A pretend fleet with faults.
+
+pub mod scene;

@@ -6,7 +6,9 @@
 
 pub mod model;
 pub mod observed;
+pub mod overview;
 pub mod placement;
 pub mod plan;
 pub mod spec;
+pub mod risk;
 pub mod step;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `keyfleet` program: see [`keyfleet::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keyfleet::cli::main()
+}

@@ -1,0 +1,9 @@
+//! `keyfleet schema`: the JSON Schema of fleet.yaml, for editors.
+
+use super::context::Context;
+use crate::errors::{Exit, Failure};
+
+pub fn run(context: &Context) -> Result<Exit, Failure> {
+    let _ = context;
+    Ok(Exit::Done)
+}
