@@ -9,6 +9,6 @@ pub mod observed;
 pub mod overview;
 pub mod placement;
 pub mod plan;
-pub mod spec;
 pub mod risk;
+pub mod spec;
 pub mod step;
