@@ -89,7 +89,7 @@ fn headline(
     if shards > 0 {
         first.push(shape(overview));
         let served = served(observed, overview);
-        first.push(if served == SLOT_COUNT.into() {
+        first.push(if served == u64::from(SLOT_COUNT) {
             "all slots served".to_owned()
         } else {
             let text = format!("{} of {} slots served", count(served), count(SLOT_COUNT.into()));
