@@ -1,0 +1,371 @@
+//! Steps that make nodes a cluster: meeting, first slots, replication, forgetting.
+//!
+//! Nodes tell each other news in the header of every message, but send most of their messages only
+//! about once a second to a peer of chance. Where that is too slow, the teller is made to MEET its
+//! peers again: to peers that know it already this is just one more message, sent at once.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fleet::model::{ClusterName, NodeName};
+use protocol::{NodeId, Slot, SlotSet, cluster_text::LinkState};
+
+use super::{
+    Context, Member, Report, StepError, View,
+    context::{Wait, together},
+};
+
+/// Up to this many nodes are all introduced to each other; more are introduced to some and learn
+/// of the rest by gossip.
+const MESH_MAX: usize = 16;
+/// In larger clusters, to how many others each new node is introduced.
+const INTRODUCTIONS: usize = 8;
+/// After how long without effect the peers are told again.
+const NUDGE: Duration = Duration::from_millis(120);
+/// How long a cluster may take to agree on something.
+const AGREE: Duration = Duration::from_secs(30);
+/// How long a copy may stand still before it counts as stuck.
+const STALLED: Duration = Duration::from_secs(90);
+/// How many copies may break off before a replica is given up on.
+const BROKEN_COPIES_MAX: u32 = 5;
+
+/// A node that answers, with what it said when the step began.
+type Answering = (Member, View);
+
+/// Makes the nodes and all others of their cluster known to each other.
+pub(super) async fn meet(
+    context: &Context,
+    cluster: &ClusterName,
+    nodes: &[NodeName],
+) -> Result<(), StepError> {
+    let all = context.answering(cluster).await?;
+    if let Some(missing) = nodes.iter().find(|name| !all.iter().any(|(m, _)| m.name == **name)) {
+        return Err(StepError::Stale(format!("{missing} doesn't answer")));
+    }
+    give_epochs(context, &all).await?;
+    let ids: Vec<(NodeId, &Member)> =
+        all.iter().map(|(member, view)| (view.id(), member)).collect();
+    let mut pending: Vec<Answering> = all.clone();
+    let mut wait = Wait::new(AGREE);
+    let mut told = None;
+    loop {
+        pending.retain(|(_, view)| !knows_all(view, &ids));
+        if pending.is_empty() {
+            return Ok(());
+        }
+        // A handshake that failed is given up by the servers after the node timeout; begin again.
+        if told.is_none_or(|at| wait.waited() > at + Duration::from_secs(2)) {
+            told = Some(wait.waited());
+            introduce_all(context, &pending, &all, nodes).await?;
+        }
+        wait.pause(|| {
+            let names: Vec<String> = pending.iter().map(|(m, _)| m.name.to_string()).collect();
+            format!("{} know all nodes of {cluster}", names.join(", "))
+        })
+        .await?;
+        pending = look_again(context, pending).await;
+    }
+}
+
+fn knows_all(view: &View, ids: &[(NodeId, &Member)]) -> bool {
+    let known = |(id, member): &(NodeId, &Member)| {
+        let row = view.met(*id);
+        row.is_some_and(|row| {
+            row.port == member.place.ports.tcp
+                && (row.flags.myself || row.ip.parse() == Ok(member.place.address))
+        })
+    };
+    ids.iter().all(known) && !view.nodes.rows.iter().any(|row| row.flags.handshake)
+}
+
+/// The same nodes with what they say now; one that doesn't answer keeps what it said before.
+async fn look_again(context: &Context, nodes: Vec<Answering>) -> Vec<Answering> {
+    let members: Vec<Member> = nodes.iter().map(|(member, _)| member.clone()).collect();
+    let views = context.views_within(&members, Duration::from_secs(1)).await;
+    let pairs = nodes.into_iter().zip(views);
+    pairs.map(|((member, old), view)| (member, view.unwrap_or(old))).collect()
+}
+
+/// Nodes that know nobody get configuration epochs of their own, above the cluster's. Two primaries
+/// with the same epoch would have to settle that between them later, one slow round at a time.
+async fn give_epochs(context: &Context, all: &[Answering]) -> Result<(), StepError> {
+    let epochs = all.iter().flat_map(|(_, view)| &view.nodes.rows).map(|row| row.config_epoch);
+    let mut epoch = epochs.max().unwrap_or(0);
+    for (member, view) in all {
+        let [row] = view.nodes.rows.as_slice() else { continue };
+        if row.config_epoch == 0 {
+            epoch += 1;
+            let epoch = epoch.to_string();
+            match context.call(member, &["CLUSTER", "SET-CONFIG-EPOCH", &epoch]).await {
+                // Refused: it met somebody just now, or has an epoch already. Then it needs none.
+                Ok(_) | Err(StepError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn introduce_all(
+    context: &Context,
+    pending: &[Answering],
+    all: &[Answering],
+    new: &[NodeName],
+) -> Result<(), StepError> {
+    let mut work: BTreeMap<&NodeName, (&Member, Vec<&Member>)> = BTreeMap::new();
+    for (index, (member, view)) in pending.iter().enumerate() {
+        let unknown = all.iter().enumerate().filter(|(_, (peer, peer_view))| {
+            peer.name != member.name
+                && view.met(peer_view.id()).is_none_or(|row| {
+                    row.port != peer.place.ports.tcp || row.ip.parse() != Ok(peer.place.address)
+                })
+        });
+        let peers: Vec<&Member> = if all.len() <= MESH_MAX {
+            unknown.map(|(_, (peer, _))| peer).collect()
+        } else if new.contains(&member.name) {
+            // A ring of neighbours, and the first node for all: every part is connected.
+            let first = all.first().map(|(peer, _)| peer).filter(|peer| peer.name != member.name);
+            let ring = all.iter().cycle().skip(index + 1).take(INTRODUCTIONS);
+            let ring = ring.map(|(peer, _)| peer).filter(|peer| peer.name != member.name);
+            first.into_iter().chain(ring).collect()
+        } else {
+            Vec::new()
+        };
+        if !peers.is_empty() {
+            work.insert(&member.name, (member, peers));
+        }
+    }
+    let tasks = work.into_values().map(|(member, peers)| {
+        let (context, member) = (context.clone(), member.clone());
+        let peers: Vec<Member> = peers.into_iter().cloned().collect();
+        async move { introduce(&context, &member, &peers).await }
+    });
+    together(tasks).await.into_iter().collect()
+}
+
+/// Makes `teller` send its news to the peers within about 100 ms.
+async fn introduce(context: &Context, teller: &Member, peers: &[Member]) -> Result<(), StepError> {
+    let peers = peers.iter().filter(|peer| peer.name != teller.name);
+    let calls: Vec<Vec<String>> = peers
+        .map(|peer| {
+            let (ip, ports) = (peer.place.address.to_string(), peer.place.ports);
+            let words = ["CLUSTER".into(), "MEET".into(), ip];
+            words.into_iter().chain([ports.tcp.to_string(), ports.bus.to_string()]).collect()
+        })
+        .collect();
+    if calls.is_empty() { Ok(()) } else { context.call_all(teller, &calls).await }
+}
+
+/// Waits until all nodes' views satisfy the condition; tellers are made to spread their news where
+/// it takes long.
+async fn agree(
+    context: &Context,
+    cluster: &ClusterName,
+    tellers: &[Member],
+    what: &str,
+    holds: impl Fn(&View) -> bool + Send,
+) -> Result<(), StepError> {
+    let all = context.answering(cluster).await?;
+    let everyone: Vec<Member> = all.iter().map(|(member, _)| member.clone()).collect();
+    let mut pending = all;
+    let mut wait = Wait::new(AGREE);
+    let mut told = Duration::ZERO;
+    loop {
+        pending.retain(|(_, view)| !holds(view));
+        if pending.is_empty() {
+            return Ok(());
+        }
+        if wait.waited() > told + NUDGE {
+            told = wait.waited() + NUDGE * 4;
+            let deaf: Vec<Member> = if everyone.len() <= MESH_MAX {
+                pending.iter().map(|(member, _)| member.clone()).collect()
+            } else {
+                pending.iter().take(INTRODUCTIONS).map(|(member, _)| member.clone()).collect()
+            };
+            for teller in tellers {
+                introduce(context, teller, &deaf).await?;
+            }
+        }
+        wait.pause(|| {
+            let names: Vec<String> = pending.iter().map(|(m, _)| m.name.to_string()).collect();
+            format!("{} see that {what}", names.join(", "))
+        })
+        .await?;
+        pending = look_again(context, pending).await;
+    }
+}
+
+/// Gives primaries their first slots.
+pub(super) async fn assign(
+    context: &Context,
+    cluster: &ClusterName,
+    shares: &[(NodeName, SlotSet)],
+) -> Result<(), StepError> {
+    let all = context.answering(cluster).await?;
+    let mut owners = Vec::new();
+    for (name, slots) in shares {
+        let found = all.iter().find(|(member, _)| member.name == *name);
+        let (member, view) =
+            found.ok_or_else(|| StepError::Stale(format!("{name} doesn't answer")))?;
+        if !view.is_primary() {
+            return Err(StepError::Stale(format!("{name} is a replica")));
+        }
+        owners.push((member.clone(), view.id(), slots.clone()));
+    }
+    for (viewer, view) in &all {
+        for row in &view.nodes.rows {
+            let share = owners.iter().find(|(_, id, _)| *id == row.id);
+            let foreign = share
+                .map_or_else(|| row.slots.clone(), |(_, _, slots)| row.slots.difference(slots));
+            if !foreign.is_empty() {
+                let (viewer, owner) = (&viewer.name, row.id.short());
+                let text = format!("{viewer} sees that {owner} owns {foreign} already");
+                return Err(StepError::Stale(text));
+            }
+        }
+    }
+    give_epochs(context, &all).await?;
+    let adding = owners.iter().map(|(member, id, slots)| {
+        let owned = all
+            .iter()
+            .find(|(peer, _)| peer.name == member.name)
+            .and_then(|(_, view)| view.nodes.row(*id).map(|row| row.slots.clone()));
+        let missing = slots.difference(&owned.unwrap_or_default());
+        let (context, member) = (context.clone(), member.clone());
+        async move { context.call_all(&member, &add_slots(&missing)).await }
+    });
+    together(adding).await.into_iter().collect::<Result<(), _>>()?;
+    let tellers: Vec<Member> = owners.iter().map(|(member, ..)| member.clone()).collect();
+    agree(context, cluster, &tellers, "the slots are assigned", |view| {
+        owners.iter().all(|(_, id, slots)| {
+            // A node that hasn't met the owner yet has nothing to say of it.
+            view.nodes.row(*id).is_none_or(|row| row.slots == *slots)
+        })
+    })
+    .await
+}
+
+/// ADDSLOTS, which all engines have, in commands of a thousand slots.
+fn add_slots(slots: &SlotSet) -> Vec<Vec<String>> {
+    let slots: Vec<Slot> = slots.iter().collect();
+    let command = |slots: &[Slot]| {
+        let words = ["CLUSTER".to_owned(), "ADDSLOTS".to_owned()];
+        words.into_iter().chain(slots.iter().map(Slot::to_string)).collect()
+    };
+    slots.chunks(1000).map(command).collect()
+}
+
+/// Makes a node a replica and waits for its copy.
+pub(super) async fn replicate(
+    context: &Context,
+    node: &NodeName,
+    primary: &NodeName,
+    report: &Report<'_>,
+) -> Result<(), StepError> {
+    let (member, source) = (context.member(node)?, context.member(primary)?);
+    let source_view = context.view(&source).await?;
+    if !source_view.is_primary() {
+        return Err(StepError::Stale(format!("{primary} is no primary")));
+    }
+    let source_id = source_view.id();
+    let mut view = context.view(&member).await?;
+    if view.owns_slots() {
+        return Err(StepError::Stale(format!("{node} owns slots")));
+    }
+    let mut wait = Wait::new(AGREE);
+    while !view.met(source_id).is_some_and(|row| row.flags.primary) {
+        wait.pause(|| format!("{node} knows {primary} as a primary")).await?;
+        view = context.view(&member).await?;
+    }
+    if view.primary() != Some(source_id) {
+        context.call(&member, &["CLUSTER", "REPLICATE", &source_id.to_string()]).await?;
+    }
+    let id = view.id();
+    let is_told = |view: &View| {
+        let row = view.nodes.row(id);
+        row.is_none_or(|row| row.primary == Some(source_id))
+    };
+    let what = format!("{node} is a replica of {primary}");
+    let (agreed, synced) = tokio::join!(
+        agree(context, &node.cluster, std::slice::from_ref(&member), &what, is_told),
+        wait_in_sync(context, &member, report),
+    );
+    agreed.and(synced)
+}
+
+/// Waits until a replica has its copy. There is no limit on how long that takes, only on how long
+/// it may stand still.
+pub(super) async fn wait_in_sync(
+    context: &Context,
+    member: &Member,
+    report: &Report<'_>,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(STALLED);
+    let mut before = LinkState::None;
+    let mut broken_copies = 0;
+    let mut said = Duration::ZERO;
+    loop {
+        let view = context.view_within(member, Duration::from_secs(2)).await;
+        let link = match &view {
+            Ok(view) if view.in_sync() => return Ok(()),
+            Ok(View { role: protocol::cluster_text::Role::Replica { link, .. }, .. }) => *link,
+            Ok(_) => {
+                return Err(StepError::Stale(format!("{} is no replica any more", member.name)));
+            }
+            // While it loads the copy it may not answer everything.
+            Err(_) => before,
+        };
+        if link == LinkState::Sync {
+            wait.restart();
+        } else if before == LinkState::Sync {
+            broken_copies += 1;
+            if broken_copies > BROKEN_COPIES_MAX {
+                let what = format!("{} has its copy; {broken_copies} broke off", member.name);
+                return Err(StepError::Late { what, waited: wait.waited() });
+            }
+        }
+        before = link;
+        if wait.waited() > said + Duration::from_secs(1) || link == LinkState::Sync {
+            said = wait.waited();
+            report.say(&format!("{} is copying its primary's data", member.name));
+        }
+        wait.pause(|| format!("{} is in sync with its primary", member.name)).await?;
+    }
+}
+
+/// Removes an id that is alive nowhere from all tables.
+pub(super) async fn forget(
+    context: &Context,
+    cluster: &ClusterName,
+    id: NodeId,
+) -> Result<(), StepError> {
+    let all = context.answering(cluster).await?;
+    if let Some((member, _)) = all.iter().find(|(_, view)| view.id() == id) {
+        return Err(StepError::Stale(format!("{} is {} and alive", member.name, id.short())));
+    }
+    if let Some((viewer, _)) = all.iter().find(|(_, view)| {
+        view.nodes.row(id).is_some_and(|row| !row.slots.is_empty()) && view.is_primary()
+    }) {
+        return Err(StepError::Stale(format!("{} sees slots at {}", viewer.name, id.short())));
+    }
+    let knowing = all.into_iter().filter(|(_, view)| view.nodes.row(id).is_some());
+    let telling = knowing.map(|(member, _)| {
+        let context = context.clone();
+        async move {
+            match context.call(&member, &["CLUSTER", "FORGET", &id.to_string()]).await {
+                Ok(_) => Ok(()),
+                // Another of our tellings reached it before, by way of its peers.
+                Err(StepError::Refused { source, .. })
+                    if source.message.starts_with("Unknown node") =>
+                {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        }
+    });
+    together(telling).await.into_iter().collect::<Result<(), _>>()?;
+    agree(context, cluster, &[], &format!("{} is gone", id.short()), |view| {
+        view.nodes.row(id).is_none()
+    })
+    .await
+}

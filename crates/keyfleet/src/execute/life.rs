@@ -1,0 +1,306 @@
+//! Steps that make, start, stop and remove servers.
+
+use std::{fs, path::Path, time::Duration};
+
+use fleet::model::{HostId, NodeName, Ports};
+use protocol::cluster_text::Info;
+use rustix::process::Signal;
+
+use super::{
+    Context, Member, Report, StepError,
+    context::{Wait, client},
+    join, settings,
+};
+use crate::{
+    admin_client::{ClientError, Commands},
+    node_files::{NODE_CONF, Place, Program, USERS_ACL, node_conf, users_acl},
+    runtimes::process::{self, Handle},
+    secrets::OWN_USER,
+    store::{self, StoreError},
+};
+
+/// How long a server may take until it answers, apart from the time it loads data.
+const START: Duration = Duration::from_secs(20);
+/// How long a server may take to end after it was asked to, where it has nothing to save.
+const STOP: Duration = Duration::from_secs(15);
+/// What a server saves at least in a second, for how long it may take to.
+const SAVED_BYTES_PER_SECOND: u64 = 20 << 20;
+/// Where directories are moved that make room for new ones.
+const OLD: &str = ".old";
+
+/// Makes a node and starts its server.
+pub(super) async fn create(
+    context: &Context,
+    node: &NodeName,
+    host: &HostId,
+    ports: Ports,
+) -> Result<(), StepError> {
+    let unknown = || StepError::Unknown { what: format!("host {host}") };
+    let address = context.fleet.hosts.get(host).ok_or_else(unknown)?.address;
+    let binary = context.engine(&node.cluster)?;
+    let program = Program::from(binary);
+    let place = Place { host: host.clone(), address, ports, program };
+    if find(context, node)?.is_some() {
+        return Err(StepError::Stale(format!("{node} runs already")));
+    }
+    let cluster = context.cluster(&node.cluster)?;
+    let own = context.store.secret(&node.cluster, OWN_USER)?;
+    let conf = node_conf(&place, cluster, &binary.engine, &own)?;
+    let users = users_acl(&context.fleet, cluster, &context.store)?;
+    make_directory(context, node, &conf, &users)?;
+    run(context, node).await
+}
+
+/// A complete directory, or none: it is filled under another name.
+fn make_directory(
+    context: &Context,
+    node: &NodeName,
+    conf: &str,
+    users: &str,
+) -> Result<(), StoreError> {
+    let directory = context.store.node_dir(node);
+    let new = context.store.nodes_dir().join(format!(".new-{node}"));
+    remove_directory(&new)?;
+    store::make_directory(&new)?;
+    store::replace(&new.join(NODE_CONF), conf.as_bytes())?;
+    store::replace(&new.join(USERS_ACL), users.as_bytes())?;
+    move_aside(context, node)?;
+    fs::rename(&new, &directory).map_err(|error| StoreError::new("make", &directory, error))?;
+    store::sync_parent(&directory)
+}
+
+/// Moves a node's directory to where old ones are kept.
+fn move_aside(context: &Context, node: &NodeName) -> Result<(), StoreError> {
+    let directory = context.store.node_dir(node);
+    if !directory.exists() || fs::remove_dir(&directory).is_ok() {
+        return Ok(());
+    }
+    let old = context.store.nodes_dir().join(OLD);
+    store::make_directory(&old)?;
+    let target = old.join(format!("{node}-{}", crate::observe::now_ms()));
+    fs::rename(&directory, &target).map_err(|error| StoreError::new("move", &directory, error))
+}
+
+fn remove_directory(directory: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::new("remove", directory, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Starts the server of a node that exists, with the program it ran with before.
+pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    if let Some(handle) = find(context, node)? {
+        // Somebody else started it, or an interrupted run of ours did.
+        return wait_answering(context, &context.member(node)?, &handle, 0).await;
+    }
+    let member = context.member(node)?;
+    if !member.place.program.server.exists() {
+        rewrite(context, &member)?;
+    }
+    run(context, node).await
+}
+
+/// Writes the node's files as the spec wants them.
+fn rewrite(context: &Context, member: &Member) -> Result<(), StepError> {
+    settings::write_conf(context, member, Program::from(context.engine(&member.name.cluster)?))?;
+    let cluster = context.cluster(&member.name.cluster)?;
+    let users = users_acl(&context.fleet, cluster, &context.store)?;
+    Ok(store::replace(&member.directory.join(USERS_ACL), users.as_bytes())?)
+}
+
+/// Starts the server and waits until it answers and has loaded its data.
+async fn run(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    let member = context.member(node)?;
+    let printed_before = process::log_length(&member.directory);
+    let failed = |source| StepError::Process { node: node.clone(), source };
+    let pid = process::start(&member.place.program, &member.directory).map_err(failed)?;
+    let nodes_dir = context.store.nodes_dir();
+    match Handle::open(pid, &nodes_dir, node).map_err(failed)? {
+        Some(handle) => wait_answering(context, &member, &handle, printed_before).await?,
+        None => return Err(exited(&member, printed_before)),
+    }
+    settings::record_acl(context, &member).await
+}
+
+fn exited(member: &Member, printed_before: u64) -> StepError {
+    let printed = process::log_tail(&member.directory, printed_before);
+    StepError::Exited {
+        node: member.name.clone(),
+        engine: member.place.program.server.display().to_string(),
+        printed: if printed.is_empty() { "it printed nothing".to_owned() } else { printed },
+    }
+}
+
+async fn wait_answering(
+    context: &Context,
+    member: &Member,
+    handle: &Handle,
+    printed_before: u64,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(START);
+    let mut ping = Commands::new();
+    ping.push(["PING"]);
+    loop {
+        let login = Some(&member.login);
+        let deadline = Duration::from_secs(2);
+        match context.pool.ask(member.address, login, deadline, &ping).await.as_deref() {
+            Ok([protocol::Value::Error(text)]) if text.starts_with("LOADING") => wait.restart(),
+            // Its own primary is away; it serves all the same.
+            Ok([protocol::Value::Error(text)]) if text.starts_with("MASTERDOWN") => return Ok(()),
+            Ok([protocol::Value::Error(text)]) => {
+                let source = protocol::resp::ServerError::parse(text);
+                let command = "PING".to_owned();
+                return Err(StepError::Refused { node: member.name.clone(), command, source });
+            }
+            Ok(_) => return Ok(()),
+            Err(_) => {}
+        }
+        tokio::select! {
+            biased;
+            ended = handle.exited() => {
+                ended.map_err(|source| StepError::Process { node: member.name.clone(), source })?;
+                return Err(exited(member, printed_before));
+            }
+            paused = wait.pause(|| format!("{} answers", member.name)) => paused?,
+        }
+    }
+}
+
+fn find(context: &Context, node: &NodeName) -> Result<Option<Handle>, StepError> {
+    let failed = |source| StepError::Process { node: node.clone(), source };
+    Handle::of(&context.store.nodes_dir(), node).map_err(failed)
+}
+
+/// Is it proven that no server of this node runs, at this moment?
+pub(super) fn is_gone(context: &Context, node: &NodeName) -> Result<bool, StepError> {
+    let directory = context.store.nodes_dir();
+    Ok(process::is_proof(&directory) && find(context, node)?.is_none())
+}
+
+/// Stops a server in good order: it saves what it is configured to save. One that refuses is left
+/// running; one that does not end in time is killed.
+pub(super) async fn stop(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    let Some(handle) = find(context, node)? else { return Ok(()) };
+    let member = context.member(node)?;
+    let used = used_memory(context, &member).await;
+    let deadline = STOP + Duration::from_secs(used.unwrap_or(0) / SAVED_BYTES_PER_SECOND);
+    let failed = |source| StepError::Process { node: node.clone(), source };
+    let shutdown = context.pool.call(member.address, Some(&member.login), deadline, ["SHUTDOWN"]);
+    tokio::select! {
+        ended = handle.exited() => return ended.map_err(failed),
+        answer = shutdown => match answer {
+            // It can't save: ending it now would lose what it holds.
+            Err(ClientError::Server { source, .. }) => {
+                let command = "SHUTDOWN".to_owned();
+                return Err(StepError::Refused { node: node.clone(), command, source });
+            }
+            Err(ClientError::Broken { .. }) => {}
+            _ => handle.signal(Signal::TERM).map_err(failed)?,
+        },
+    }
+    if tokio::time::timeout(deadline, handle.exited()).await.is_err() {
+        tracing::warn!(%node, ?deadline, "doesn't end, killing it");
+        end(&handle).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn used_memory(context: &Context, member: &Member) -> Option<u64> {
+    let mut commands = Commands::new();
+    commands.push(["INFO", "memory"]);
+    let (login, deadline) = (Some(&member.login), Duration::from_secs(2));
+    let replies = context.pool.ask(member.address, login, deadline, &commands).await.ok()?;
+    Info::from_reply(replies.first()?)?.u64("used_memory")
+}
+
+/// Kills a server and waits until it is gone.
+pub(super) async fn kill(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    let Some(handle) = find(context, node)? else { return Ok(()) };
+    end(&handle).await.map_err(|source| StepError::Process { node: node.clone(), source })
+}
+
+async fn end(handle: &Handle) -> std::io::Result<()> {
+    handle.signal(Signal::KILL)?;
+    handle.exited().await
+}
+
+/// Stops and starts a server with the engine and configuration of the spec.
+pub(super) async fn restart(
+    context: &Context,
+    node: &NodeName,
+    report: &Report<'_>,
+) -> Result<(), StepError> {
+    let member = context.member(node)?;
+    let view = context.view(&member).await?;
+    let all = context.answering(&node.cluster).await?;
+    let followers = all.iter().filter(|(_, peer)| peer.primary() == Some(view.id())).count();
+    if view.is_primary() && view.owns_slots() && followers > 0 {
+        return Err(StepError::Stale(format!("{node} is a primary that has replicas")));
+    }
+    can_follow(context, &member).await?;
+    stop(context, node).await?;
+    rewrite(context, &member)?;
+    run(context, node).await?;
+    if view.is_primary() { Ok(()) } else { join::wait_in_sync(context, &member, report).await }
+}
+
+/// Refuses an engine that can't read what the running one wrote.
+async fn can_follow(context: &Context, member: &Member) -> Result<(), StepError> {
+    let mut commands = Commands::new();
+    commands.push(["INFO"]);
+    let (login, deadline) = (Some(&member.login), Duration::from_secs(5));
+    let replies = context.pool.ask(member.address, login, deadline, &commands).await;
+    let replies = replies.map_err(|source| client(member, source))?;
+    let running = replies.first().and_then(Info::from_reply);
+    let running = running.and_then(|info| protocol::Engine::from_info(&info).ok());
+    let engine = context.engine(&member.name.cluster)?.engine;
+    match running {
+        Some(running) if !engine.can_follow(&running) => {
+            Err(StepError::Engine { node: member.name.clone(), engine, running })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stops a node that isn't needed any more, forgets it everywhere, and moves its directory away.
+pub(super) async fn remove(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    let member = context.member(node)?;
+    let id = match find(context, node)? {
+        Some(_) => {
+            let view = context.view(&member).await?;
+            let all = context.answering(&node.cluster).await?;
+            let stale = |text: String| Err(StepError::Stale(format!("{node} {text}")));
+            if view.owns_slots() {
+                return stale("owns slots".to_owned());
+            }
+            if let Some((peer, _)) = all.iter().find(|(_, peer)| peer.primary() == Some(view.id()))
+            {
+                return stale(format!("is the primary of {}", peer.name));
+            }
+            if view.is_primary() {
+                let keys = context.call(&member, &["DBSIZE"]).await?.as_integer().unwrap_or(0);
+                if keys > 0 {
+                    return stale(format!("holds {keys} keys"));
+                }
+            } else if !all
+                .iter()
+                .any(|(_, peer)| Some(peer.id()) == view.primary() && peer.is_primary())
+            {
+                return stale("may be the last copy: its primary doesn't answer".to_owned());
+            }
+            stop(context, node).await?;
+            Some(view.id())
+        }
+        None => crate::observe::disk(&member.directory).id,
+    };
+    if let Some(id) = id {
+        join::forget(context, &node.cluster, id).await?;
+    }
+    if crate::observe::disk(&member.directory).data_bytes == 0 {
+        remove_directory(&member.directory)?;
+    }
+    Ok(move_aside(context, node)?)
+}

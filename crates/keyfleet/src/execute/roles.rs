@@ -1,0 +1,194 @@
+//! Steps that move the primary's role.
+
+use std::time::Duration;
+
+use fleet::model::NodeName;
+use protocol::NodeId;
+
+use super::{
+    Context, Member, Report, StepError, View,
+    context::{Wait, together},
+    life,
+};
+
+/// How long the servers try a manual failover before they give it up.
+const ATTEMPT: Duration = Duration::from_millis(5_500);
+/// How long the other nodes may take to hear of a new primary.
+const AGREE: Duration = Duration::from_secs(10);
+
+/// CLUSTER FAILOVER: the primary stops writes, the replica catches up and is elected. Nothing is
+/// lost.
+pub(super) async fn hand_over(
+    context: &Context,
+    from: &NodeName,
+    to: &NodeName,
+    report: &Report<'_>,
+) -> Result<(), StepError> {
+    let (old, new) = (context.member(from)?, context.member(to)?);
+    let mut attempt = 1;
+    loop {
+        let (old_view, new_view) = (context.view(&old).await?, context.view(&new).await?);
+        if new_view.is_primary() && old_view.primary() == Some(new_view.id()) {
+            return settled(context, &old, &new, new_view.id()).await;
+        }
+        can_hand_over(context, from, &old_view, to, &new_view).await?;
+        context.call(&new, &["CLUSTER", "FAILOVER"]).await?;
+        if wait_primary(context, &new, ATTEMPT).await? {
+            record(context, &new, new_view.id())?;
+            return settled(context, &old, &new, new_view.id()).await;
+        }
+        // The others vote for a shard once in twice the node timeout, and a candidate that lost
+        // stands again after twice that. An attempt stops the primary's writes, so there is no
+        // second one before it can succeed, and no third.
+        if attempt == 2 {
+            let what = format!("{to} is elected in place of {from}");
+            return Err(StepError::Late { what, waited: ATTEMPT });
+        }
+        attempt += 1;
+        let timeout = Duration::from_millis(context.cluster(&from.cluster)?.node_timeout_ms);
+        let pause = timeout.max(Duration::from_secs(1)) * 4;
+        report.say(&format!("the others did not vote for {to}; again in {} s", pause.as_secs()));
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The replica is in sync, and enough nodes know it as this primary's replica to vote for it.
+async fn can_hand_over(
+    context: &Context,
+    from: &NodeName,
+    old: &View,
+    to: &NodeName,
+    new: &View,
+) -> Result<(), StepError> {
+    let stale = |text: String| Err(StepError::Stale(text));
+    if !old.is_primary() {
+        return stale(format!("{from} is no primary"));
+    }
+    if new.is_primary() || new.primary() != Some(old.id()) {
+        return stale(format!("{to} is no replica of {from}"));
+    }
+    if !new.in_sync() {
+        return stale(format!("{to} is not in sync with {from}"));
+    }
+    let all = context.answering(&from.cluster).await?;
+    let voters = all.iter().filter(|(_, view)| view.is_primary() && view.owns_slots());
+    let voters: Vec<bool> = voters
+        .map(|(_, view)| {
+            let row = view.nodes.row(new.id());
+            row.is_some_and(|row| row.primary == Some(old.id()))
+        })
+        .collect();
+    let primaries = old.nodes.rows.iter().filter(|row| row.flags.primary && !row.slots.is_empty());
+    if voters.iter().filter(|knows| **knows).count() <= primaries.count() / 2 {
+        return stale(format!("too few primaries know {to} as a replica of {from}"));
+    }
+    Ok(())
+}
+
+/// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
+/// we hold the lease: the election begins at once, with no wait for the node timeout. It still
+/// needs the votes of the majority.
+pub(super) async fn promote(
+    context: &Context,
+    dead: &NodeName,
+    to: &NodeName,
+) -> Result<(), StepError> {
+    let member = context.member(to)?;
+    let view = context.view(&member).await?;
+    if !view.is_primary() {
+        if !life::is_gone(context, dead)? {
+            return Err(StepError::Stale(format!("{dead} is not proven dead")));
+        }
+        let of = view.primary();
+        let dead_id = crate::observe::disk(&context.store.node_dir(dead)).id;
+        if dead_id.is_some() && of != dead_id {
+            return Err(StepError::Stale(format!("{to} is no replica of {dead}")));
+        }
+        context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await?;
+        if !wait_primary(context, &member, ATTEMPT).await? {
+            let what = format!("{to} is elected in place of {dead}");
+            return Err(StepError::Late { what, waited: ATTEMPT });
+        }
+        record(context, &member, view.id())?;
+    } else if !view.owns_slots() {
+        return Err(StepError::Stale(format!("{to} is a primary with no slots")));
+    }
+    all_follow(context, &member, view.id()).await
+}
+
+fn record(context: &Context, member: &Member, id: NodeId) -> Result<(), StepError> {
+    let now = crate::observe::now_ms();
+    Ok(context.store.record_handover(&member.name.cluster, id, now)?)
+}
+
+/// Did it become primary in time?
+async fn wait_primary(
+    context: &Context,
+    member: &Member,
+    deadline: Duration,
+) -> Result<bool, StepError> {
+    let mut wait = Wait::new(deadline);
+    loop {
+        let view = context.view(member).await?;
+        if view.is_primary() && view.owns_slots() {
+            return Ok(true);
+        }
+        match wait.pause(String::new).await {
+            Ok(()) => {}
+            Err(StepError::Late { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// After a handover: the old primary copies the new one, and everybody knows.
+async fn settled(
+    context: &Context,
+    old: &Member,
+    new: &Member,
+    id: NodeId,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(AGREE);
+    loop {
+        let view = context.view(old).await?;
+        if view.primary() == Some(id) && view.in_sync() {
+            break;
+        }
+        wait.pause(|| format!("{} is an in-sync replica of {}", old.name, new.name)).await?;
+    }
+    all_follow(context, new, id).await
+}
+
+/// Waits until every node that answers takes the slots' owner from the new primary.
+async fn all_follow(context: &Context, new: &Member, id: NodeId) -> Result<(), StepError> {
+    let slots = context.view(new).await?.nodes.my_row().map(|row| row.slots.clone());
+    let slots = slots.unwrap_or_default();
+    let mut pending = context.members(&new.name.cluster)?;
+    let mut wait = Wait::new(AGREE);
+    loop {
+        let asked = pending.into_iter().map(|member| {
+            let context = context.clone();
+            async move {
+                let view = context.view_within(&member, Duration::from_secs(1)).await;
+                (member, view)
+            }
+        });
+        pending = together(asked)
+            .await
+            .into_iter()
+            .filter_map(|(member, view)| {
+                // One that doesn't answer learns it when it does.
+                let row = view.ok()?.nodes.row(id).map(|row| row.slots.clone());
+                (row.as_ref() != Some(&slots)).then_some(member)
+            })
+            .collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        wait.pause(|| {
+            let names: Vec<String> = pending.iter().map(|member| member.name.to_string()).collect();
+            format!("{} see {} as primary", names.join(", "), new.name)
+        })
+        .await?;
+    }
+}

@@ -1,0 +1,529 @@
+//! Asks this machine and the servers what is there.
+//!
+//! Nothing is averaged and nothing is left out: a node that doesn't answer is in the result with
+//! what is known of it. Nodes are found by their directories, and by their processes where somebody
+//! removed the directory under a running server.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use fleet::{
+    model::{Bytes, Cluster, ClusterName, Fleet, HostId, NodeName, Ports},
+    observed::{
+        Disk, Health, History, HostView, Link, Memory, NodeView, Observed, OpenSlots, Process,
+        Role, Row, Server, Table, Up,
+    },
+};
+use protocol::{
+    Engine, NodeId, Slot, SlotSet, Value,
+    cluster_text::{self, ClusterNodes, Info, LinkState, NodesConf, OpenDirection},
+    resp::ServerError,
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    admin_client::{ClientError, Commands, Login, Pool},
+    execute::loaded_acl,
+    node_files::{NODE_CONF, NODES_CONF, Place},
+    runtimes::process::{self, Found},
+    secrets::OWN_USER,
+    store::{self, Store, StoreError},
+};
+
+/// How long a server may take to answer.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Servers that are asked at one time.
+const ASKED_MAX: usize = 128;
+/// Directives that are looked at beside those of the spec.
+const OWNED: [&str; 3] = ["appendonly", "cluster-node-timeout", "maxmemory"];
+
+/// Milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Observes one fleet again and again, and remembers between observations what only time tells:
+/// since when a node is silent, since when a cluster is calm.
+#[derive(Debug)]
+pub struct Observer {
+    store: Arc<Store>,
+    pool: Pool,
+    silent_since: BTreeMap<NodeName, Instant>,
+    calm_since_ms: BTreeMap<ClusterName, u64>,
+    /// What runs where, for questions that not all engines understand.
+    engines: BTreeMap<NodeName, Engine>,
+}
+
+/// One node to be asked.
+#[derive(Clone, Debug)]
+struct Target {
+    name: NodeName,
+    address: SocketAddr,
+    login: Option<Login>,
+    /// Directives whose values are wanted; None: all there are.
+    directives: Option<Vec<String>>,
+}
+
+impl Observer {
+    pub fn new(store: Arc<Store>, pool: Pool) -> Self {
+        Self {
+            store,
+            pool,
+            silent_since: BTreeMap::new(),
+            calm_since_ms: BTreeMap::new(),
+            engines: BTreeMap::new(),
+        }
+    }
+
+    /// Everything as it is now. Takes as long as the slowest answer, one second at the most. The
+    /// error is of the state directory or of `/proc`; what nodes do wrong is in the result.
+    pub async fn observe(&mut self, fleet: &Fleet) -> Result<Observed, StoreError> {
+        let nodes_dir = self.store.nodes_dir();
+        let (at_ms, started) = (now_ms(), Instant::now());
+        let processes = process::scan(&nodes_dir)
+            .map_err(|source| StoreError::new("look into", Path::new("/proc"), source))?;
+        let proof = process::is_proof(&nodes_dir);
+        let mut nodes = BTreeMap::new();
+        let mut targets = Vec::new();
+        let mut logins: BTreeMap<ClusterName, Login> = BTreeMap::new();
+        for (name, place) in self.places(fleet, &processes)? {
+            let state = match processes.get(&name) {
+                Some(found) if found.suspended => Process::Suspended,
+                Some(_) => Process::Running,
+                None if proof => Process::Gone,
+                None => Process::Unknown,
+            };
+            if state != Process::Suspended {
+                let login = match logins.get(&name.cluster) {
+                    Some(login) => login.clone(),
+                    None => Login::own(self.store.secret(&name.cluster, OWN_USER)?),
+                };
+                logins.insert(name.cluster.clone(), login.clone());
+                targets.push(self.target(fleet, &name, &place, login));
+            }
+            let view = NodeView {
+                host: place.host,
+                address: place.address,
+                ports: place.ports,
+                process: state,
+                disk: disk(&self.store.node_dir(&name)),
+                server: Server::Silent { for_ms: 0 },
+            };
+            nodes.insert(name, view);
+        }
+        let mut tables = Tables::default();
+        for (name, answer) in ask_all(&self.pool, targets).await {
+            if let Some(view) = nodes.get_mut(&name) {
+                let directory = self.store.node_dir(&name);
+                view.server = server(answer, &mut tables, &directory);
+            }
+        }
+        self.remember(&mut nodes, started);
+        let hosts =
+            fleet.hosts.iter().map(|(id, host)| (id.clone(), host_view(host.address, &nodes)));
+        let mut observed =
+            Observed { at_ms, hosts: hosts.collect(), nodes, history: BTreeMap::new() };
+        observed.history = self.history(fleet, &observed)?;
+        Ok(observed)
+    }
+
+    /// Where each node stands.
+    fn places(
+        &self,
+        fleet: &Fleet,
+        processes: &BTreeMap<NodeName, Found>,
+    ) -> Result<BTreeMap<NodeName, Place>, StoreError> {
+        let mut places = BTreeMap::new();
+        for name in self.store.nodes()? {
+            let text = store::read(&self.store.node_dir(&name).join(NODE_CONF))?;
+            if let Some(place) = text.as_deref().and_then(Place::parse) {
+                places.insert(name, place);
+            }
+        }
+        for (name, found) in processes {
+            if !places.contains_key(name)
+                && let Some(place) = place_of_process(fleet, name, found)
+            {
+                places.insert(name.clone(), place);
+            }
+        }
+        Ok(places)
+    }
+
+    fn target(&self, fleet: &Fleet, name: &NodeName, place: &Place, login: Login) -> Target {
+        let several = self.engines.get(name).is_some_and(|engine| engine.dialect().ranges);
+        Target {
+            name: name.clone(),
+            address: SocketAddr::new(place.address, place.ports.tcp),
+            login: Some(login),
+            directives: several.then(|| directives(fleet.clusters.get(&name.cluster))),
+        }
+    }
+
+    /// Carries over what was known before, and learns for the next time.
+    fn remember(&mut self, nodes: &mut BTreeMap<NodeName, NodeView>, started: Instant) {
+        self.silent_since.retain(|name, _| {
+            nodes.get(name).is_some_and(|view| matches!(view.server, Server::Silent { .. }))
+        });
+        self.engines.retain(|name, _| nodes.contains_key(name));
+        for (name, view) in nodes {
+            match &mut view.server {
+                Server::Silent { for_ms } => {
+                    let since = self.silent_since.entry(name.clone()).or_insert(started);
+                    *for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                }
+                Server::Up(up) => {
+                    self.engines.insert(name.clone(), up.engine);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn history(
+        &mut self,
+        fleet: &Fleet,
+        observed: &Observed,
+    ) -> Result<BTreeMap<ClusterName, History>, StoreError> {
+        let seen = observed.nodes.keys().map(|name| &name.cluster);
+        let clusters: BTreeSet<&ClusterName> = fleet.clusters.keys().chain(seen).collect();
+        let mut histories = BTreeMap::new();
+        for cluster in clusters {
+            let calm_since_ms = if is_calm(observed, cluster) {
+                let since = self.calm_since_ms.entry(cluster.clone());
+                Some(*since.or_insert(observed.at_ms))
+            } else {
+                self.calm_since_ms.remove(cluster);
+                None
+            };
+            let handovers_ms = self.store.handovers(cluster)?;
+            histories.insert(cluster.clone(), History { handovers_ms, calm_since_ms });
+        }
+        Ok(histories)
+    }
+}
+
+/// Everybody answers, is content, and sees the same; nobody is suspected and no slot is half-moved.
+fn is_calm(observed: &Observed, cluster: &ClusterName) -> bool {
+    let mut first: Option<&Arc<Table>> = None;
+    observed.of(cluster).all(|(_, view)| {
+        view.up().is_some_and(|up| {
+            let table = *first.get_or_insert(&up.table);
+            up.cluster_ok
+                && up.open.is_empty()
+                && Arc::ptr_eq(table, &up.table)
+                && up.table.rows.values().all(|row| row.health == Health::Ok)
+        })
+    })
+}
+
+fn directives(cluster: Option<&Cluster>) -> Vec<String> {
+    let config = cluster.into_iter().flat_map(|cluster| cluster.config.keys().map(String::as_str));
+    let names: BTreeSet<&str> = config.chain(OWNED).collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// A running server whose directory lost its `node.conf`: from where it says that it listens.
+fn place_of_process(fleet: &Fleet, name: &NodeName, found: &Found) -> Option<Place> {
+    let listens = found.listens?;
+    let base = fleet.clusters.get(&name.cluster)?.ports;
+    let host = fleet.hosts.values().find(|host| host.address == listens.ip())?;
+    let ports = base.at(listens.port().checked_sub(base.tcp)?)?;
+    let program = crate::node_files::Program { server: "".into(), library_path: None };
+    Some(Place { host: host.id.clone(), address: listens.ip(), ports, program })
+}
+
+/// What stands in a node's directory.
+pub fn disk(directory: &Path) -> Disk {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    let nodes = store::read(&directory.join(NODES_CONF)).ok().flatten();
+    let nodes = nodes.and_then(|text| text.parse::<NodesConf>().ok());
+    let parts = store::list(&directory.join("appendonlydir")).unwrap_or_default();
+    let parts = parts.iter().filter(|name| !name.ends_with(".manifest"));
+    let parts = parts.map(|name| size(&directory.join("appendonlydir").join(name)));
+    let append_bytes = parts.sum::<u64>() + size(&directory.join("appendonly.aof"));
+    Disk {
+        id: nodes.map(|nodes| nodes.nodes.myself),
+        data_bytes: append_bytes + size(&directory.join("dump.rdb")),
+        append_bytes,
+    }
+}
+
+fn host_view(address: IpAddr, nodes: &BTreeMap<NodeName, NodeView>) -> HostView {
+    let ours: BTreeSet<u16> = nodes
+        .values()
+        .filter(|view| view.address == address && view.process != Process::Gone)
+        .flat_map(|view| [view.ports.tcp, view.ports.tls, view.ports.bus])
+        .collect();
+    let listening = process::listening(address).unwrap_or_default();
+    HostView {
+        reachable: process::is_local(address),
+        memory: process::memory().map(Bytes),
+        ports_taken: listening.into_iter().filter(|port| !ours.contains(port)).collect(),
+    }
+}
+
+/// A server's answers to one round of questions.
+type Answer = Result<Vec<Value>, ClientError>;
+
+async fn ask_all(pool: &Pool, targets: Vec<Target>) -> Vec<(NodeName, Answer)> {
+    let permits = Arc::new(Semaphore::new(ASKED_MAX));
+    let mut tasks = JoinSet::new();
+    for target in targets {
+        let (pool, permits) = (pool.clone(), permits.clone());
+        tasks.spawn(async move {
+            let _permit = permits.acquire_owned().await;
+            let commands = questions(&target);
+            let login = target.login.as_ref();
+            (target.name, pool.ask(target.address, login, DEADLINE, &commands).await)
+        });
+    }
+    tasks.join_all().await
+}
+
+/// In the order in which [`server`] takes the answers.
+fn questions(target: &Target) -> Commands {
+    let mut commands = Commands::new();
+    commands
+        .push(["INFO"])
+        .push(["ROLE"])
+        .push(["CLUSTER", "INFO"])
+        .push(["CLUSTER", "NODES"])
+        .push(["ACL", "LIST"]);
+    match &target.directives {
+        Some(names) => {
+            commands.push(["CONFIG", "GET"].into_iter().chain(names.iter().map(String::as_str)))
+        }
+        // Engines before Redis 7.0 take one pattern only.
+        None => commands.push(["CONFIG", "GET", "*"]),
+    };
+    commands
+}
+
+fn server(answer: Answer, tables: &mut Tables, directory: &Path) -> Server {
+    let replies = match answer {
+        Ok(replies) => replies,
+        Err(ClientError::Refused { .. }) => return Server::Refused,
+        // It closed the connection: it is just ending, or it has no connection left for us.
+        Err(ClientError::Silent { .. } | ClientError::Broken { .. }) => {
+            return Server::Silent { for_ms: 0 };
+        }
+        Err(ClientError::Server { source, .. }) if source.code == "LOADING" => {
+            return Server::Loading;
+        }
+        Err(error) => return Server::Denied { error: error.to_string() },
+    };
+    match up(&replies, tables, directory) {
+        Ok(up) => Server::Up(Box::new(up)),
+        Err(Trouble::Loading) => Server::Loading,
+        Err(Trouble::Denied(error)) => Server::Denied { error },
+    }
+}
+
+enum Trouble {
+    Loading,
+    Denied(String),
+}
+
+fn up(replies: &[Value], tables: &mut Tables, directory: &Path) -> Result<Up, Trouble> {
+    let [info, role, cluster_info, nodes, acl, config] = replies else {
+        return Err(Trouble::Denied("it gave too few answers".to_owned()));
+    };
+    for reply in [info, role, cluster_info, nodes] {
+        if let Value::Error(text) = reply {
+            let error = ServerError::parse(text);
+            return Err(if error.code == "LOADING" {
+                Trouble::Loading
+            } else {
+                Trouble::Denied(error.to_string())
+            });
+        }
+    }
+    let denied = |error: String| Trouble::Denied(error);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let info = Info::from_reply(info).ok_or_else(|| denied("INFO is no text".to_owned()))?;
+    if info.flag("loading") == Some(true) || info.flag("async_loading") == Some(true) {
+        return Err(Trouble::Loading);
+    }
+    let engine = Engine::from_info(&info).map_err(|error| denied(error.to_string()))?;
+    let cluster_info = Info::from_reply(cluster_info).unwrap_or_default();
+    let nodes: ClusterNodes =
+        text(nodes).parse().map_err(|error| denied(cluster_text::NodesError::to_string(&error)))?;
+    let role = cluster_text::Role::from_reply(role).map_err(|error| denied(error.to_string()))?;
+    let (role, offset) = role_of(&role, &nodes, &info);
+    let number = |name: &str| info.u64(name).unwrap_or(0);
+    Ok(Up {
+        id: nodes.myself,
+        engine,
+        role,
+        offset,
+        keys: info.keyspace().keys,
+        memory: Memory {
+            used: number("used_memory"),
+            rss: number("used_memory_rss"),
+            max: number("maxmemory"),
+        },
+        cluster_ok: cluster_info.get("cluster_state") == Some("ok"),
+        open: open_slots(&nodes),
+        table: tables.shared(&nodes),
+        config: config_of(config),
+        acl: loaded_acl(directory, acl),
+        uptime_s: number("uptime_in_seconds"),
+    })
+}
+
+fn role_of(role: &cluster_text::Role, nodes: &ClusterNodes, info: &Info) -> (Role, u64) {
+    match role {
+        cluster_text::Role::Replica { link, offset, .. } => {
+            let of = nodes.my_row().and_then(|row| row.primary).unwrap_or(nodes.myself);
+            let link = match link {
+                LinkState::Connected => Link::InSync,
+                LinkState::Sync => Link::Syncing,
+                _ => {
+                    let seconds = info.u64("master_link_down_since_seconds").unwrap_or(0);
+                    Link::Down { for_ms: seconds.saturating_mul(1000) }
+                }
+            };
+            (Role::Replica { of, link }, u64::try_from(*offset).unwrap_or(0))
+        }
+        cluster_text::Role::Primary { offset, .. } => (Role::Primary, *offset),
+        cluster_text::Role::Sentinel => (Role::Primary, 0),
+    }
+}
+
+fn open_slots(nodes: &ClusterNodes) -> BTreeMap<OpenSlots, SlotSet> {
+    let mut open: BTreeMap<OpenSlots, Vec<Slot>> = BTreeMap::new();
+    for slot in &nodes.open {
+        let way = match slot.direction {
+            OpenDirection::Migrating => OpenSlots::MigratingTo(slot.peer),
+            OpenDirection::Importing => OpenSlots::ImportingFrom(slot.peer),
+        };
+        open.entry(way).or_default().push(slot.slot);
+    }
+    open.into_iter().map(|(way, slots)| (way, slots.into_iter().collect())).collect()
+}
+
+/// Empty where the server refused to tell.
+fn config_of(reply: &Value) -> BTreeMap<String, String> {
+    let pairs = reply.pairs().unwrap_or_default().into_iter();
+    pairs
+        .filter_map(|(name, value)| {
+            Some((name.as_str()?.to_ascii_lowercase(), value.as_str()?.to_owned()))
+        })
+        .collect()
+}
+
+/// Views that were seen in this observation. Equal ones are kept once.
+#[derive(Default)]
+struct Tables {
+    seen: Vec<Arc<Table>>,
+}
+
+impl Tables {
+    fn shared(&mut self, nodes: &ClusterNodes) -> Arc<Table> {
+        let table = table(nodes);
+        if let Some(same) = self.seen.iter().find(|seen| ***seen == table) {
+            return same.clone();
+        }
+        let table = Arc::new(table);
+        self.seen.push(table.clone());
+        table
+    }
+}
+
+fn table(nodes: &ClusterNodes) -> Table {
+    let rows = nodes.rows.iter().map(|row| {
+        let flags = row.flags;
+        let health = if flags.handshake {
+            Health::Handshake
+        } else if flags.fail {
+            Health::Failed
+        } else if flags.pfail {
+            Health::Suspected
+        } else {
+            Health::Ok
+        };
+        let ip = if flags.noaddr { None } else { row.ip.parse().ok() };
+        let row_seen = Row {
+            ip,
+            port: row.port,
+            replica_of: row.primary,
+            config_epoch: row.config_epoch,
+            slots: row.slots.clone(),
+            health,
+        };
+        (row.id, row_seen)
+    });
+    Table { rows: rows.collect() }
+}
+
+/// A cluster that keyfleet did not make can't be observed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForeignError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{address} is no cluster node: {problem}")]
+    NoCluster { address: SocketAddr, problem: String },
+}
+
+/// The cluster that a node at this address belongs to, by asking every node that it knows. Nodes
+/// are called `cluster-1` and so on, by address; nothing is known of their processes and disks.
+/// Only reads.
+pub async fn observe_foreign(
+    seed: SocketAddr,
+    login: Option<&Login>,
+) -> Result<Observed, ForeignError> {
+    let pool = Pool::new();
+    let reply = pool.call(seed, login, DEADLINE, ["CLUSTER", "NODES"]).await?;
+    let no_cluster = |problem: String| ForeignError::NoCluster { address: seed, problem };
+    let text = reply.as_str().unwrap_or_default();
+    let known: ClusterNodes =
+        text.parse().map_err(|error: cluster_text::NodesError| no_cluster(error.to_string()))?;
+    let mut rows: Vec<(SocketAddr, Ports, NodeId)> = Vec::new();
+    for row in &known.rows {
+        let ip = if row.flags.myself { Some(seed.ip()) } else { row.ip.parse().ok() };
+        // One that is only being met, or whose address is lost, can't be asked.
+        let (Some(ip), false) = (ip, row.flags.handshake || row.flags.noaddr) else { continue };
+        let ports = Ports { tcp: row.port, tls: 0, bus: row.bus_port };
+        rows.push((SocketAddr::new(ip, row.port), ports, row.id));
+    }
+    rows.sort_unstable_by_key(|(address, _, id)| (*address, *id));
+    let cluster = ClusterName::new("cluster");
+    let mut observed = Observed {
+        at_ms: now_ms(),
+        hosts: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        history: BTreeMap::new(),
+    };
+    let mut targets = Vec::new();
+    for (number, (address, ports, id)) in (1..).zip(rows) {
+        let name = NodeName::new(cluster.clone(), number);
+        let host = HostId::new(address.ip().to_string());
+        let host_view = HostView { reachable: true, memory: None, ports_taken: BTreeSet::new() };
+        observed.hosts.insert(host.clone(), host_view);
+        let view = NodeView {
+            host,
+            address: address.ip(),
+            ports,
+            process: Process::Unknown,
+            disk: Disk { id: Some(id), ..Disk::EMPTY },
+            server: Server::Silent { for_ms: 0 },
+        };
+        observed.nodes.insert(name.clone(), view);
+        targets.push(Target { name, address, login: login.cloned(), directives: None });
+    }
+    let mut tables = Tables::default();
+    for (name, answer) in ask_all(&pool, targets).await {
+        if let Some(view) = observed.nodes.get_mut(&name) {
+            view.server = server(answer, &mut tables, Path::new(""));
+        }
+    }
+    Ok(observed)
+}
