@@ -11,3 +11,4 @@ pub mod observe;
 pub mod runtimes;
 pub mod secrets;
 pub mod store;
+pub mod mover;

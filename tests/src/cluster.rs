@@ -1,0 +1,354 @@
+//! A cluster of real servers on loopback, made without keyfleet: what its parts are tried on.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use keyfleet::mover::{Link, NodeAddr, Pipeline};
+use protocol::{ClusterNodes, NodeId, Slot, SlotSet, Value, key_slot, slots::SLOT_COUNT};
+use tokio::time::{Instant, sleep};
+
+/// How long anything in this module may take.
+const TIME_MAX: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Shape<'a> {
+    /// The server program.
+    pub server: &'a Path,
+    /// They share the slots evenly; the first gets the lowest.
+    pub primaries: usize,
+    /// Of each primary.
+    pub replicas: usize,
+    /// Primaries beside them that own nothing.
+    pub spare: usize,
+    /// Directives as arguments: `["--maxmemory", "100mb"]`.
+    pub config: &'a [&'a str],
+}
+
+/// Running servers; dropping it kills them and removes their directory.
+#[derive(Debug)]
+pub struct RawCluster {
+    /// Primaries with slots, then spare ones, then replicas (the first primary's first).
+    pub nodes: Vec<RawNode>,
+    primaries: usize,
+    directory: PathBuf,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct RawNode {
+    pub addr: NodeAddr,
+    process: Child,
+}
+
+impl RawNode {
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for RawCluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.process.kill();
+            let _ = node.process.wait();
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl RawCluster {
+    /// Starts the servers and forms the cluster; returns when all agree that it serves.
+    pub async fn start(shape: &Shape<'_>) -> Result<Self> {
+        let directory = new_directory()?;
+        let primaries = shape.primaries + shape.spare;
+        let mut cluster = Self { nodes: Vec::new(), primaries, directory };
+        for number in 0..primaries + shape.primaries * shape.replicas {
+            let directory = cluster.directory.join(number.to_string());
+            fs::create_dir_all(&directory)?;
+            let node = start_node(shape, &directory).await;
+            cluster.nodes.push(node.with_context(|| format!("node {number}"))?);
+        }
+        cluster.form(shape).await?;
+        Ok(cluster)
+    }
+
+    async fn form(&self, shape: &Shape<'_>) -> Result<()> {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let mut link = self.link(index).await?;
+            call(&mut link, &["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]).await?;
+            if index < shape.primaries {
+                let share = |part: usize| part * usize::from(SLOT_COUNT) / shape.primaries;
+                let slots: Vec<String> =
+                    (share(index)..share(index + 1)).map(|slot| slot.to_string()).collect();
+                let mut args = vec!["CLUSTER", "ADDSLOTS"];
+                args.extend(slots.iter().map(String::as_str));
+                call(&mut link, &args).await?;
+            }
+            let first = self.nodes.first().context("no node")?.addr.address;
+            if first != node.addr.address {
+                let (ip, port) = (first.ip().to_string(), first.port().to_string());
+                call(&mut link, &["CLUSTER", "MEET", &ip, &port]).await?;
+            }
+        }
+        self.wait("all nodes know each other", |view| view.rows.len() == self.nodes.len()).await?;
+        for index in self.primaries..self.nodes.len() {
+            let of = self.nodes[(index - self.primaries) / shape.replicas].addr.id.to_string();
+            let mut link = self.link(index).await?;
+            let deadline = Instant::now() + TIME_MAX;
+            while let Err(error) = call(&mut link, &["CLUSTER", "REPLICATE", &of]).await {
+                ensure!(Instant::now() < deadline, "replica {index}: {error}");
+                sleep(POLL).await;
+            }
+        }
+        self.wait_calm().await?;
+        for index in self.primaries..self.nodes.len() {
+            let mut link = self.link(index).await?;
+            let deadline = Instant::now() + TIME_MAX;
+            while !text(&mut link, &["INFO", "replication"]).await?.contains("link_status:up") {
+                ensure!(Instant::now() < deadline, "replica {index} doesn't get in sync");
+                sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The primaries that owned slots or nothing at the start.
+    pub fn primaries(&self) -> impl Iterator<Item = &RawNode> {
+        self.nodes.iter().take(self.primaries)
+    }
+
+    /// Every node's address.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.addr.address).collect()
+    }
+
+    /// All nodes but these.
+    pub fn others(&self, than: &[NodeAddr]) -> Vec<NodeAddr> {
+        self.nodes.iter().map(|node| node.addr).filter(|addr| !than.contains(addr)).collect()
+    }
+
+    /// A connection to a node.
+    pub async fn link(&self, index: usize) -> Result<Link> {
+        Ok(Link::connect(self.nodes[index].addr.address, None).await?)
+    }
+
+    /// A node's view.
+    pub async fn view(&self, index: usize) -> Result<ClusterNodes> {
+        let mut link = self.link(index).await?;
+        Ok(text(&mut link, &["CLUSTER", "NODES"]).await?.parse()?)
+    }
+
+    /// Waits until something holds in every node's view.
+    pub async fn wait(&self, what: &str, holds: impl Fn(&ClusterNodes) -> bool) -> Result<()> {
+        let deadline = Instant::now() + TIME_MAX;
+        for index in 0..self.nodes.len() {
+            while !holds(&self.view(index).await?) {
+                ensure!(Instant::now() < deadline, "node {index} never saw that {what}");
+                sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every node says that the cluster is well, all agree on every slot's owner, and
+    /// no slot is open.
+    pub async fn wait_calm(&self) -> Result<()> {
+        let deadline = Instant::now() + TIME_MAX;
+        loop {
+            match self.unrest().await? {
+                None => return Ok(()),
+                Some(reason) => ensure!(Instant::now() < deadline, "not calm: {reason}"),
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Why the cluster isn't calm; see [`RawCluster::wait_calm`].
+    pub async fn unrest(&self) -> Result<Option<String>> {
+        let mut first: Option<Vec<(NodeId, SlotSet)>> = None;
+        for index in 0..self.nodes.len() {
+            let mut link = self.link(index).await?;
+            if !text(&mut link, &["CLUSTER", "INFO"]).await?.contains("cluster_state:ok") {
+                return Ok(Some(format!("node {index} says that the cluster is down")));
+            }
+            let view = self.view(index).await?;
+            if !view.open.is_empty() {
+                return Ok(Some(format!("node {index} has {} open slots", view.open.len())));
+            }
+            let mut owners: Vec<(NodeId, SlotSet)> =
+                view.rows.iter().map(|row| (row.id, row.slots.clone())).collect();
+            owners.sort();
+            if first.get_or_insert_with(|| owners.clone()) != &owners {
+                return Ok(Some(format!("node {index} sees other owners than node 0")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes `count` keys `key:0` … of `value_bytes` bytes each, the value beginning with the key.
+    pub async fn fill(&self, count: usize, value_bytes: usize) -> Result<()> {
+        let owners = self.owners().await?;
+        for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
+            let mut link = Link::connect(node.addr.address, None).await?;
+            let mut pipeline = Pipeline::default();
+            for number in 0..count {
+                let key = format!("key:{number}");
+                if owners[usize::from(key_slot(key.as_bytes()).number())] == index {
+                    pipeline.push(["SET", &key, &format!("{key:.<value_bytes$}")]);
+                    if pipeline.len() == 10_000 {
+                        all_ok(&mut link, &pipeline).await?;
+                        pipeline = Pipeline::default();
+                    }
+                }
+            }
+            all_ok(&mut link, &pipeline).await?;
+        }
+        Ok(())
+    }
+
+    /// Checks that every key of [`RawCluster::fill`] is where its slot is, with its value, and
+    /// that no primary holds a key of a slot that it doesn't own.
+    pub async fn check_filled(&self, count: usize, value_bytes: usize) -> Result<()> {
+        let owners = self.owners().await?;
+        for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
+            let mut link = Link::connect(node.addr.address, None).await?;
+            let mine: Vec<String> = (0..count)
+                .map(|number| format!("key:{number}"))
+                .filter(|key| owners[usize::from(key_slot(key.as_bytes()).number())] == index)
+                .collect();
+            for keys in mine.chunks(10_000) {
+                let mut pipeline = Pipeline::default();
+                for key in keys {
+                    pipeline.push(["GET", key]);
+                }
+                for (key, value) in keys.iter().zip(link.pipeline(&pipeline, TIME_MAX).await?) {
+                    let expected = format!("{key:.<value_bytes$}");
+                    ensure!(value.as_str() == Some(&expected), "{key} is {value:?} at {index}");
+                }
+            }
+            let strange: Vec<Slot> = self.strange_slots(index, &owners).await?;
+            ensure!(strange.is_empty(), "node {index} holds keys of others' slots {strange:?}");
+        }
+        Ok(())
+    }
+
+    async fn strange_slots(&self, index: usize, owners: &[usize]) -> Result<Vec<Slot>> {
+        let mut link = self.link(index).await?;
+        let mut pipeline = Pipeline::default();
+        let others: Vec<Slot> = SlotSet::full()
+            .iter()
+            .filter(|slot| owners[usize::from(slot.number())] != index)
+            .collect();
+        for slot in &others {
+            pipeline.push(["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]);
+        }
+        let counts = link.pipeline(&pipeline, TIME_MAX).await?;
+        let held =
+            others.into_iter().zip(counts).filter(|(_, count)| count.as_integer() != Some(0));
+        Ok(held.map(|(slot, _)| slot).collect())
+    }
+
+    /// The owner of each slot, as an index into `nodes`, by the first node's view.
+    pub async fn owners(&self) -> Result<Vec<usize>> {
+        let view = self.view(0).await?;
+        let mut owners = vec![usize::MAX; usize::from(SLOT_COUNT)];
+        for row in &view.rows {
+            let index = self.nodes.iter().position(|node| node.addr.id == row.id);
+            for slot in row.slots.iter() {
+                owners[usize::from(slot.number())] = index.context("a node that isn't ours")?;
+            }
+        }
+        Ok(owners)
+    }
+}
+
+fn new_directory() -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("keyfleet-raw-{}-{number}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    Ok(directory)
+}
+
+/// A port that is free, with its bus port (10,000 above, which older engines insist on).
+fn free_port() -> Result<u16> {
+    for _ in 0..1_000 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        if let Some(bus) = port.checked_add(10_000)
+            && TcpListener::bind((Ipv4Addr::LOCALHOST, bus)).is_ok()
+        {
+            return Ok(port);
+        }
+    }
+    bail!("no free port whose bus port is free too");
+}
+
+async fn start_node(shape: &Shape<'_>, directory: &Path) -> Result<RawNode> {
+    for _ in 0..10 {
+        let port = free_port()?;
+        let defaults = [
+            ["--bind", "127.0.0.1"],
+            ["--cluster-enabled", "yes"],
+            ["--cluster-node-timeout", "15000"],
+            ["--save", ""],
+            ["--appendonly", "no"],
+            ["--logfile", "log"],
+            ["--repl-diskless-sync-delay", "0"],
+        ];
+        let mut process = Command::new(shape.server)
+            .args(["--port", &port.to_string()])
+            .args(defaults.as_flattened())
+            .args(shape.config)
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| shape.server.display().to_string())?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let deadline = Instant::now() + TIME_MAX;
+        // Another may have taken the port meanwhile: then the process ends, and a new one is tried.
+        while process.try_wait()?.is_none() && Instant::now() < deadline {
+            if let Ok(mut link) = Link::connect(address, None).await {
+                let id = text(&mut link, &["CLUSTER", "MYID"]).await?.parse()?;
+                return Ok(RawNode { addr: NodeAddr { id, address }, process });
+            }
+            sleep(POLL).await;
+        }
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+    let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
+    bail!("the server doesn't start: {}", log.lines().last().unwrap_or("it wrote no log"));
+}
+
+/// Sends a command; an error reply is an error.
+pub async fn call(link: &mut Link, args: &[&str]) -> Result<Value> {
+    let reply = link.call(args, TIME_MAX).await?;
+    reply.into_result().with_context(|| args.iter().take(3).copied().collect::<Vec<_>>().join(" "))
+}
+
+/// Sends a command whose reply is text.
+pub async fn text(link: &mut Link, args: &[&str]) -> Result<String> {
+    let reply = call(link, args).await?;
+    Ok(reply.as_str().context("not text")?.to_owned())
+}
+
+async fn all_ok(link: &mut Link, pipeline: &Pipeline) -> Result<()> {
+    for reply in link.pipeline(pipeline, TIME_MAX).await? {
+        reply.into_result()?;
+    }
+    Ok(())
+}
