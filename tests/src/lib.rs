@@ -1,5 +1,5 @@
 //! The harness for tests against real servers.
 
-pub mod engines;
 pub mod cluster;
+pub mod engines;
 pub mod ledger;

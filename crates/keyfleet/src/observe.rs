@@ -19,10 +19,12 @@ use fleet::{
         Disk, Health, History, HostView, Link, Memory, NodeView, Observed, OpenSlots, Process,
         Role, Row, Server, Table, Up,
     },
+    plan::is_calm,
 };
 use protocol::{
     Engine, NodeId, Slot, SlotSet, Value,
     cluster_text::{self, ClusterNodes, Info, LinkState, NodesConf, OpenDirection},
+    config_value::normalise_value,
     resp::ServerError,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -30,7 +32,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     admin_client::{ClientError, Commands, Login, Pool},
     execute::loaded_acl,
-    node_files::{NODE_CONF, NODES_CONF, Place},
+    node_files::{NODE_CONF, NODES_CONF, Place, acl_digest, users_acl},
     runtimes::process::{self, Found},
     secrets::OWN_USER,
     store::{self, Store, StoreError},
@@ -57,6 +59,7 @@ pub struct Observer {
     pool: Pool,
     silent_since: BTreeMap<NodeName, Instant>,
     calm_since_ms: BTreeMap<ClusterName, u64>,
+    failed_starts: BTreeMap<NodeName, u32>,
     /// What runs where, for questions that not all engines understand.
     engines: BTreeMap<NodeName, Engine>,
 }
@@ -78,6 +81,7 @@ impl Observer {
             pool,
             silent_since: BTreeMap::new(),
             calm_since_ms: BTreeMap::new(),
+            failed_starts: BTreeMap::new(),
             engines: BTreeMap::new(),
         }
     }
@@ -115,14 +119,25 @@ impl Observer {
                 process: state,
                 disk: disk(&self.store.node_dir(&name)),
                 server: Server::Silent { for_ms: 0 },
+                failed_starts: self.failed_starts.get(&name).copied().unwrap_or(0),
             };
             nodes.insert(name, view);
         }
+        // Where a password can't be had now, what is loaded is left as it is.
+        let users: BTreeMap<&ClusterName, Option<String>> = fleet
+            .clusters
+            .values()
+            .map(|cluster| {
+                let wanted = users_acl(fleet, cluster, &self.store).ok();
+                (&cluster.name, wanted.as_deref().map(acl_digest))
+            })
+            .collect();
         let mut tables = Tables::default();
         for (name, answer) in ask_all(&self.pool, targets).await {
             if let Some(view) = nodes.get_mut(&name) {
                 let directory = self.store.node_dir(&name);
-                view.server = server(answer, &mut tables, &directory);
+                let users = users.get(&name.cluster).and_then(Option::as_deref);
+                view.server = server(answer, &mut tables, &directory, users);
             }
         }
         self.remember(&mut nodes, started);
@@ -180,6 +195,7 @@ impl Observer {
                     *for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                 }
                 Server::Up(up) => {
+                    self.failed_starts.remove(name);
                     self.engines.insert(name.clone(), up.engine);
                 }
                 _ => {}
@@ -187,41 +203,31 @@ impl Observer {
         }
     }
 
+    /// A node's server was started and ended before it answered.
+    pub fn start_failed(&mut self, node: &NodeName) {
+        *self.failed_starts.entry(node.clone()).or_default() += 1;
+    }
+
     fn history(
         &mut self,
         fleet: &Fleet,
         observed: &Observed,
     ) -> Result<BTreeMap<ClusterName, History>, StoreError> {
-        let seen = observed.nodes.keys().map(|name| &name.cluster);
-        let clusters: BTreeSet<&ClusterName> = fleet.clusters.keys().chain(seen).collect();
         let mut histories = BTreeMap::new();
-        for cluster in clusters {
-            let calm_since_ms = if is_calm(observed, cluster) {
-                let since = self.calm_since_ms.entry(cluster.clone());
-                Some(*since.or_insert(observed.at_ms))
+        for (name, cluster) in &fleet.clusters {
+            let calm_since_ms = if is_calm(cluster, observed) {
+                let since = self.calm_since_ms.entry(name.clone());
+                *since.or_insert(observed.at_ms)
             } else {
-                self.calm_since_ms.remove(cluster);
-                None
+                self.calm_since_ms.remove(name);
+                observed.at_ms
             };
-            let handovers_ms = self.store.handovers(cluster)?;
-            histories.insert(cluster.clone(), History { handovers_ms, calm_since_ms });
+            let handovers_ms = self.store.handovers(name)?;
+            let history = History { handovers_ms, calm_since_ms: Some(calm_since_ms) };
+            histories.insert(name.clone(), history);
         }
         Ok(histories)
     }
-}
-
-/// Everybody answers, is content, and sees the same; nobody is suspected and no slot is half-moved.
-fn is_calm(observed: &Observed, cluster: &ClusterName) -> bool {
-    let mut first: Option<&Arc<Table>> = None;
-    observed.of(cluster).all(|(_, view)| {
-        view.up().is_some_and(|up| {
-            let table = *first.get_or_insert(&up.table);
-            up.cluster_ok
-                && up.open.is_empty()
-                && Arc::ptr_eq(table, &up.table)
-                && up.table.rows.values().all(|row| row.health == Health::Ok)
-        })
-    })
 }
 
 fn directives(cluster: Option<&Cluster>) -> Vec<String> {
@@ -307,7 +313,7 @@ fn questions(target: &Target) -> Commands {
     commands
 }
 
-fn server(answer: Answer, tables: &mut Tables, directory: &Path) -> Server {
+fn server(answer: Answer, tables: &mut Tables, directory: &Path, users: Option<&str>) -> Server {
     let replies = match answer {
         Ok(replies) => replies,
         Err(ClientError::Refused { .. }) => return Server::Refused,
@@ -320,7 +326,7 @@ fn server(answer: Answer, tables: &mut Tables, directory: &Path) -> Server {
         }
         Err(error) => return Server::Denied { error: error.to_string() },
     };
-    match up(&replies, tables, directory) {
+    match up(&replies, tables, directory, users) {
         Ok(up) => Server::Up(Box::new(up)),
         Err(Trouble::Loading) => Server::Loading,
         Err(Trouble::Denied(error)) => Server::Denied { error },
@@ -332,7 +338,12 @@ enum Trouble {
     Denied(String),
 }
 
-fn up(replies: &[Value], tables: &mut Tables, directory: &Path) -> Result<Up, Trouble> {
+fn up(
+    replies: &[Value],
+    tables: &mut Tables,
+    directory: &Path,
+    users: Option<&str>,
+) -> Result<Up, Trouble> {
     let [info, role, cluster_info, nodes, acl, config] = replies else {
         return Err(Trouble::Denied("it gave too few answers".to_owned()));
     };
@@ -374,7 +385,8 @@ fn up(replies: &[Value], tables: &mut Tables, directory: &Path) -> Result<Up, Tr
         open: open_slots(&nodes),
         table: tables.shared(&nodes),
         config: config_of(config),
-        acl: loaded_acl(directory, acl),
+        users_current: loaded_acl(directory, acl)
+            .is_some_and(|loaded| users.is_none_or(|wanted| wanted == loaded)),
         uptime_s: number("uptime_in_seconds"),
     })
 }
@@ -387,7 +399,11 @@ fn role_of(role: &cluster_text::Role, nodes: &ClusterNodes, info: &Info) -> (Rol
                 LinkState::Connected => Link::InSync,
                 LinkState::Sync => Link::Syncing,
                 _ => {
-                    let seconds = info.u64("master_link_down_since_seconds").unwrap_or(0);
+                    // -1: it never was connected, so it never had its primary's data.
+                    let seconds = match info.get("master_link_down_since_seconds") {
+                        Some(text) => text.parse().unwrap_or(u64::MAX),
+                        None => 0,
+                    };
                     Link::Down { for_ms: seconds.saturating_mul(1000) }
                 }
             };
@@ -415,7 +431,9 @@ fn config_of(reply: &Value) -> BTreeMap<String, String> {
     let pairs = reply.pairs().unwrap_or_default().into_iter();
     pairs
         .filter_map(|(name, value)| {
-            Some((name.as_str()?.to_ascii_lowercase(), value.as_str()?.to_owned()))
+            let name = name.as_str()?.to_ascii_lowercase();
+            let value = normalise_value(&name, value.as_str()?);
+            Some((name, value))
         })
         .collect()
 }
@@ -515,6 +533,7 @@ pub async fn observe_foreign(
             process: Process::Unknown,
             disk: Disk { id: Some(id), ..Disk::EMPTY },
             server: Server::Silent { for_ms: 0 },
+            failed_starts: 0,
         };
         observed.nodes.insert(name.clone(), view);
         targets.push(Target { name, address, login: login.cloned(), directives: None });
@@ -522,7 +541,7 @@ pub async fn observe_foreign(
     let mut tables = Tables::default();
     for (name, answer) in ask_all(&pool, targets).await {
         if let Some(view) = observed.nodes.get_mut(&name) {
-            view.server = server(answer, &mut tables, Path::new(""));
+            view.server = server(answer, &mut tables, Path::new(""), None);
         }
     }
     Ok(observed)
