@@ -1,0 +1,195 @@
+//! Observe, plan, execute, and again: what `up` and guard share.
+//!
+//! While steps run, every server's process is watched. Where one ends that no step was to end, the
+//! steps are dropped at once (each is safe to interrupt) and the world is looked at anew: a dead
+//! primary doesn't wait for a long move of slots.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use fleet::{
+    model::NodeName,
+    observed::{Observed, Process},
+    plan::plan,
+    step::{Action, Step, Wave},
+};
+use tokio::{sync::mpsc, task::JoinHandle, time};
+
+use crate::{
+    execute::{Context, Event, Sink, StepError, execute_wave},
+    observe::Observer,
+    runtimes::process::Handle,
+    store::StoreError,
+};
+
+/// How often the world is looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Deaths that wait to be taken note of.
+const DEATHS_MAX: usize = 1_024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reconciler {
+    pub context: Context,
+    observer: Observer,
+    watch: Watch,
+}
+
+/// What one look at the world gave.
+#[derive(Debug)]
+pub struct Turn {
+    pub observed: Observed,
+    pub wave: Wave,
+}
+
+/// How the doing of a wave ended.
+#[derive(Debug, Default)]
+pub struct Acted {
+    pub done: usize,
+    pub failed: Vec<(Step, StepError)>,
+    /// A process ended meanwhile that no step was to end.
+    pub interrupted_by: Option<NodeName>,
+}
+
+impl Reconciler {
+    pub fn new(context: Context) -> Self {
+        let observer = Observer::new(Arc::clone(&context.store), context.pool.clone());
+        Self { context, observer, watch: Watch::new() }
+    }
+
+    /// Look at the world and plan.
+    pub async fn look(&mut self) -> Result<Turn, StoreError> {
+        let observed = self.observer.observe(&self.context.fleet).await?;
+        self.watch.follow(&self.context, &observed);
+        let wave = plan(&self.context.fleet, &observed);
+        Ok(Turn { observed, wave })
+    }
+
+    /// Do a wave's steps. `stop` is asked before each begins.
+    pub async fn act(
+        &mut self,
+        wave: &Wave,
+        sink: &Sink,
+        stop: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Acted {
+        let ends = ended_by(wave);
+        let done = Arc::new(Mutex::new(0_usize));
+        let counting: Sink = {
+            let (done, sink) = (Arc::clone(&done), Arc::clone(sink));
+            Arc::new(move |event: Event<'_>| {
+                if matches!(event, Event::Done(..)) {
+                    *done.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                }
+                sink(event);
+            })
+        };
+        let mut acted = Acted::default();
+        {
+            let running = execute_wave(wave, &self.context, &counting, stop);
+            tokio::pin!(running);
+            loop {
+                tokio::select! {
+                    outcome = &mut running => {
+                        acted.failed = outcome.failed;
+                        break;
+                    }
+                    Some(node) = self.watch.deaths.recv() => {
+                        if !ends.contains(&&node) {
+                            acted.interrupted_by = Some(node);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        acted.done = *done.lock().unwrap_or_else(PoisonError::into_inner);
+        for (step, error) in &acted.failed {
+            if let (Action::StartNode { node }, StepError::Exited { .. }) = (&step.action, error) {
+                self.observer.start_failed(node);
+            }
+        }
+        acted
+    }
+
+    /// Until a process ends, or a while has passed.
+    pub async fn pause(&mut self) {
+        // Why it ended the pause is for the next look to see.
+        let _ = time::timeout(TICK, self.watch.deaths.recv()).await;
+    }
+}
+
+/// The nodes whose processes a wave's steps end.
+fn ended_by(wave: &Wave) -> Vec<&NodeName> {
+    wave.steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::StopNode { node }
+            | Action::KillNode { node }
+            | Action::RemoveNode { node }
+            | Action::RestartNode { node }
+            // It may end while it starts; that is the step's own failure.
+            | Action::StartNode { node }
+            | Action::CreateNode { node, .. } => Some(node),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Waits for the end of every server's process.
+#[derive(Debug)]
+struct Watch {
+    /// By the process that is watched.
+    watched: BTreeMap<NodeName, (i32, JoinHandle<()>)>,
+    tell: mpsc::Sender<NodeName>,
+    deaths: mpsc::Receiver<NodeName>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let (tell, deaths) = mpsc::channel(DEATHS_MAX);
+        Self { watched: BTreeMap::new(), tell, deaths }
+    }
+
+    /// Watch the processes that run now, and no others.
+    fn follow(&mut self, context: &Context, observed: &Observed) {
+        self.watched.retain(|node, (_, task)| {
+            let runs = observed.nodes.get(node).is_some_and(|view| {
+                matches!(view.process, Process::Running | Process::Suspended)
+            });
+            if !runs {
+                task.abort();
+            }
+            runs && !task.is_finished()
+        });
+        let nodes_dir = context.store.nodes_dir();
+        for (node, view) in &observed.nodes {
+            if !matches!(view.process, Process::Running | Process::Suspended)
+                || self.watched.contains_key(node)
+            {
+                continue;
+            }
+            // Gone since: the next look sees it.
+            let Ok(Some(handle)) = Handle::of(&nodes_dir, node) else { continue };
+            let (pid, tell, name) = (handle.pid, self.tell.clone(), node.clone());
+            let task = tokio::spawn(async move {
+                if handle.exited().await.is_ok() {
+                    // A full channel already wakes whoever reads it.
+                    let _ = tell.try_send(name);
+                }
+            });
+            self.watched.insert(node.clone(), (pid, task));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        for (_, task) in self.watched.values() {
+            task.abort();
+        }
+    }
+}
