@@ -51,9 +51,13 @@ async fn unpacks_packages_once_for_all() {
     assert!(String::from_utf8(client.stdout).unwrap().starts_with("redis-cli"), "{one:?}");
     assert!(!cache.join(".scratch").exists());
 
+    // A damaged one is replaced.
+    fs::remove_file(&one.server).unwrap();
+    assert_eq!(find_on(&want, &cache, &path).await.unwrap(), one);
+
     // Not in the machine's lists; so fresh ones are fetched, and do not have it either.
     want.version = Some("1.0".parse().unwrap());
     let none = find_on(&want, &cache, &path).await.unwrap_err();
-    assert!(none.hint().starts_with("ask for a version that this distribution has"), "{none:?}");
+    assert!(none.hint().starts_with("ask for what this distribution has (redis "), "{none:?}");
     assert!(none.to_string().starts_with("no redis 1.0 on this machine, only redis"), "{none}");
 }

@@ -35,7 +35,7 @@ pub enum ProvisionError {
     #[error("its package sources have no {0}")]
     NoPackage(String),
     #[error("its package sources have {package} only in other versions")]
-    NoSuchVersion { package: String, available: Vec<Version> },
+    NoSuchVersion { package: String, available: Vec<Engine> },
     #[error(transparent)]
     Command(#[from] CommandError),
     #[error("{package} was unpacked but {reason}")]
@@ -112,6 +112,10 @@ struct Package {
 }
 
 impl Package {
+    fn engine(&self) -> Engine {
+        Engine { kind: self.kind, version: self.upstream }
+    }
+
     fn name(&self) -> String {
         format!("{}-server", self.kind)
     }
@@ -186,9 +190,7 @@ impl Apt {
             let mut ask = self.call("apt-cache");
             ask.args(["madison", &format!("{kind}-server")]);
             let packages = parse_madison(*kind, &command::output(&mut ask, QUERY_DEADLINE).await?);
-            let allowed = |package: &&Package| {
-                want.matches(&Engine { kind: package.kind, version: package.upstream })
-            };
+            let allowed = |package: &&Package| want.matches(&package.engine());
             // Of packages with the same engine version, the first is what apt prefers.
             if let Some(package) = packages.iter().filter(allowed).rev().max_by_key(|p| p.upstream)
             {
@@ -201,7 +203,7 @@ impl Apt {
         if others.is_empty() {
             return Err(ProvisionError::NoPackage(package));
         }
-        let mut available: Vec<Version> = others.iter().map(|other| other.upstream).collect();
+        let mut available: Vec<Engine> = others.iter().map(Package::engine).collect();
         available.sort_unstable();
         available.dedup();
         Err(ProvisionError::NoSuchVersion { package, available })
@@ -318,5 +320,56 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, ProvisionError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_apt_offers() {
+        let text = "\
+redis-server | 5:7.0.15-1~deb12u10 | http://host/debian-security bookworm-security/main amd64 Packages
+redis-server | 5:6.0.16+really-1 | http://host/debian bullseye/main amd64 Packages
+     redis | 5:7.0.15-1~deb12u7 | http://host/debian bookworm/main Sources
+redis-server | 5:7.0.15-1~deb12u7 | http://host/debian bookworm/main Sources
+redis-server | nonsense | http://host/debian bookworm/main amd64 Packages
+N: a note
+";
+        let found = parse_madison(EngineKind::Redis, text);
+        let names: Vec<String> = found.iter().map(Package::directory_name).collect();
+        assert_eq!(names, ["redis-7.0.15-1~deb12u10", "redis-6.0.16+really-1"]);
+        let engines: Vec<String> = found.iter().map(|p| p.engine().to_string()).collect();
+        assert_eq!(engines, ["redis 7.0.15", "redis 6.0.16"]);
+        assert_eq!(parse_madison(EngineKind::Valkey, text), []);
+    }
+
+    #[test]
+    fn libraries_that_are_missing() {
+        let text = "\
+Inst libjemalloc2 (5.3.0-1 Debian:12.0/stable [amd64])
+Inst libssl3 [3.0.1-1] (3.0.16-1~deb12u1 Debian:12.11/stable [amd64]) []
+Inst libc6 [2.35] (2.36-9 Debian:12.0/stable [amd64])
+Inst zlib1g (1:1.2.13.dfsg-1)
+Inst adduser (3.134 Debian:12.0/stable [all])
+Inst redis-server (5:7.0.15-1 Debian:12.0/stable [amd64])
+Conf libjemalloc2 (5.3.0-1 Debian:12.0/stable [amd64])
+";
+        let expected =
+            ["libjemalloc2=5.3.0-1", "libssl3=3.0.16-1~deb12u1", "zlib1g=1:1.2.13.dfsg-1"];
+        assert_eq!(parse_libraries(text), expected);
+    }
+
+    #[test]
+    fn shared_libraries() {
+        let check = |name: &str, expected: bool| {
+            assert_eq!(is_shared_library(Path::new(name)), expected, "{name}");
+        };
+        check("/usr/lib/x86_64-linux-gnu/libssl.so.3", true);
+        check("libhiredis.so.1.1.0", true);
+        check("libc.so", true);
+        check("libc.a", false);
+        check("os-release", false);
     }
 }

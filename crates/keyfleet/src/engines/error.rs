@@ -60,12 +60,18 @@ fn present(found: &[Engine]) -> String {
 }
 
 fn hint(os_release: &str, want: &EngineWant, source: &ProvisionError, root: bool) -> String {
-    if let ProvisionError::NoSuchVersion { available, .. } = source {
-        let available: Vec<String> = available.iter().map(ToString::to_string).collect();
-        return format!(
-            "ask for a version that this distribution has ({}), or set engine.path",
-            available.join(", ")
-        );
+    match source {
+        ProvisionError::NoSuchVersion { available, .. } => {
+            let available: Vec<String> = available.iter().map(ToString::to_string).collect();
+            return format!(
+                "ask for what this distribution has ({}), or set engine.path to the program",
+                available.join(", ")
+            );
+        }
+        ProvisionError::NoPackage(package) => {
+            return format!("ask for another engine, or set engine.path to a {package} program");
+        }
+        _ => {}
     }
     install_command(os_release, want.kind, root).unwrap_or_else(|| {
         let kind = want.kind.unwrap_or(EngineKind::Redis);
@@ -134,5 +140,25 @@ mod tests {
         check("", None, None);
         let as_root = install_command("ID=alpine", None, true);
         assert_eq!(as_root.as_deref(), Some("apk add valkey"));
+    }
+    #[test]
+    fn hints_fit_the_reason() {
+        let check = |source: ProvisionError, expected: &str| {
+            assert_eq!(hint("ID=debian", &EngineWant::default(), &source, false), expected);
+        };
+        check(ProvisionError::NoApt, "sudo apt-get install -y redis-server");
+        let available = ["7.0.15", "8.0.2"]
+            .map(|version| Engine { kind: EngineKind::Redis, version: version.parse().unwrap() });
+        check(
+            ProvisionError::NoSuchVersion {
+                package: "redis-server".into(),
+                available: available.into(),
+            },
+            "ask for what this distribution has (redis 7.0.15, redis 8.0.2), or set engine.path to the program",
+        );
+        check(
+            ProvisionError::NoPackage("keydb-server".into()),
+            "ask for another engine, or set engine.path to a keydb-server program",
+        );
     }
 }

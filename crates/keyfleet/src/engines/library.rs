@@ -74,22 +74,26 @@ impl Writer {
     /// A scratch directory in the cache, empty. What a process that died left there goes away.
     pub fn scratch(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.cache.join(format!(".{name}"));
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove(&path)?;
         fs::create_dir(&path)?;
         Ok(path)
     }
 
-    /// Makes a complete directory an entry of the cache. An entry of that name that was there
-    /// before stays as it is: servers may be running from it.
+    /// Makes a complete directory an entry of the cache. What has that name did not run just now
+    /// and is replaced.
     pub fn publish(&self, complete: &Path, name: &str) -> io::Result<PathBuf> {
         let entry = self.cache.join(name);
-        if !entry.is_dir() {
-            fs::rename(complete, &entry)?;
-        }
+        remove(&entry)?;
+        fs::rename(complete, &entry)?;
         Ok(entry)
+    }
+}
+
+/// Removes a directory, if there is one.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
