@@ -402,14 +402,17 @@ pub struct GuardPolicy {
     pub moves_per_hour_max: u32,
 }
 
-/// See [`GuardPolicy`].
+/// How far guard may go.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum GuardMode {
+    /// Guard does nothing.
     Off,
+    /// It says what it would do.
     Observe,
+    /// It heals, and keeps primaries spread.
     Enforce,
 }
 

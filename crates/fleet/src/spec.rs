@@ -130,6 +130,3 @@ fn read_parts(text: &str, machine: &Machine, reader: &mut Reader) -> Option<(Fle
 pub fn json_schema() -> serde_json::Value {
     schemars::schema_for!(FleetSpec).to_value()
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,7 +9,7 @@ use protocol::Engine;
 use super::{
     config::unknown_directive,
     lower::{Draft, DraftCluster, Hosts},
-    read::{At, Reader},
+    read::{At, Field, Reader},
 };
 use crate::model::{Bytes, EngineWant, HostId, Spread, Zone, quorum_safe_max};
 
@@ -228,6 +228,16 @@ fn check_memory(draft: &Draft, reader: &mut Reader) {
     let needs: Vec<Need<'_>> = draft.clusters.iter().filter_map(Need::of).collect();
     let has =
         |id: &HostId| draft.hosts.by_id.get(id)?.memory.as_given().map(|memory| memory.value.0);
+    for DraftCluster { name, memory, hosts, .. } in &draft.clusters {
+        let limited = hosts.iter().flat_map(|hosts| &hosts.value).find(|id| has(id).is_some());
+        if let (Field::Missing, Some(host)) = (memory, limited) {
+            let message = format!(
+                "{} has no memory limit, so that of host {host} can't be checked",
+                name.value
+            );
+            reader.warn(&name.place, message).hint("give it memory, such as memory: 512MiB");
+        }
+    }
     let mut seen: BTreeSet<BTreeSet<&HostId>> = BTreeSet::new();
     for need in &needs {
         let Some(rooms) = need.hosts.iter().map(has).collect::<Option<Vec<u64>>>() else {

@@ -97,7 +97,7 @@ impl ConfigSpec {
                 }
                 None => {}
             }
-            lines.push(args);
+            lines.extend(grouped(&name, args));
             self.0.insert(name, At::new(DirectiveValue(lines), place));
         }
     }
@@ -106,7 +106,7 @@ impl ConfigSpec {
 /// A directive's value: a scalar, or a list of them for several lines.
 fn read_value(name: &str, node: &Node, reader: &mut Reader) -> Option<DirectiveValue> {
     let Kind::List(items) = &node.kind else {
-        return Some(DirectiveValue(vec![read_line(name, node, reader)?]));
+        return Some(DirectiveValue(grouped(name, read_line(name, node, reader)?)));
     };
     let place = reader.place(node.mark);
     if items.is_empty() {
@@ -114,13 +114,24 @@ fn read_value(name: &str, node: &Node, reader: &mut Reader) -> Option<DirectiveV
         return None;
     }
     if items.len() > 1 && !repeats(name) {
-        let message = format!("{name:?} has one line, so a list of {} is too much", items.len());
+        let message = format!("{name:?} can stand in one line only, not in {}", items.len());
         reader.error(&place, message).hint("write its arguments as one text, with spaces between");
         return None;
     }
     let lines: Vec<Option<Vec<String>>> =
         items.iter().map(|item| read_line(name, item, reader)).collect();
-    lines.into_iter().collect::<Option<_>>().map(DirectiveValue)
+    let lines: Vec<Vec<String>> = lines.into_iter().collect::<Option<_>>()?;
+    Some(DirectiveValue(lines.into_iter().flat_map(|line| grouped(name, line)).collect()))
+}
+
+/// The arguments of one line as the lines that all engines take: `save 900 1 300 10` is two.
+fn grouped(name: &str, arguments: Vec<String>) -> Vec<Vec<String>> {
+    match directives::arguments_per_line(name) {
+        Some(count) if count > 0 && arguments.len().is_multiple_of(count) => {
+            arguments.chunks(count).map(<[String]>::to_vec).collect()
+        }
+        _ => vec![arguments],
+    }
 }
 
 /// One line's arguments.
@@ -231,7 +242,7 @@ impl JsonSchema for ConfigSpec {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "type": ["string", "object"],
+            "type": ["string", "object", "null"],
             "additionalProperties": {
                 "type": ["string", "number", "boolean", "array"],
                 "items": { "type": ["string", "number", "boolean"] },

@@ -237,10 +237,10 @@ fn lower_host(
         }
         here
     });
-    let zone = spec.zone.or(id.to_string(), place).map(|zone| {
-        check_name(&zone, "zone", reader);
-        Zone::new(zone.value)
-    });
+    if let Some(zone) = spec.zone.as_given() {
+        check_name(zone, "zone", reader);
+    }
+    let zone = spec.zone.or(id.to_string(), place).map(|zone| Zone::new(zone.value));
     let memory = spec.memory.map(|size| size.0);
     match spec.runtime.given().map(|runtime| runtime.value) {
         // There is no other yet.
@@ -341,7 +341,7 @@ fn lower_ports(
         let given = within(Some(given), (1, u32::from(u16::MAX)), "a port", reader);
         given.and_then(|given| u16::try_from(given.value).ok()).map(Some).ok_or(Reported)
     };
-    let explicit = matches!(spec.tcp, Field::Given(_));
+    let explicit = [&spec.tcp, &spec.tls, &spec.bus].iter().any(|port| port.as_given().is_some());
     let (tcp, tls, bus) = (port(spec.tcp), port(spec.tls), port(spec.bus));
     let tcp = tcp.ok()?.unwrap_or(TCP);
     let tls = tls.ok()?.or_else(|| tcp.checked_add(TLS_OFFSET));
@@ -350,7 +350,7 @@ fn lower_ports(
         reader
             .error(
                 &place,
-                format!("ports.tcp {tcp} leaves no room for the default of ports.tls or bus"),
+                format!("tcp port {tcp} leaves no room for the defaults of tls (+{TLS_OFFSET}) and bus (+{BUS_OFFSET})"),
             )
             .hint(format!("give all three, or a tcp port of at most {}", u16::MAX - BUS_OFFSET));
         return None;

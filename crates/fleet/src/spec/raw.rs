@@ -16,6 +16,7 @@ use super::{
 use crate::model::{GuardMode, Pace, PasswordSource, Profile, Spread, Takeover};
 
 mapping! {
+    #[schemars(title = "fleet.yaml")]
     /// What should exist: the hosts, the clusters on them, and what guard may do.
     FleetSpec {
         /// The machines that nodes may be placed on, by name. In this version every host is this
@@ -168,6 +169,7 @@ mapping! {
         #[schemars(schema_with = "engine_kind")]
         kind: EngineKind,
         /// The version's leading numbers: 7, 7.0 or 7.0.15. Default: any.
+        #[schemars(schema_with = "engine_version")]
         version: String,
         /// The server program, such as /usr/bin/redis-server. Default: it is searched for.
         path: String,
@@ -300,6 +302,10 @@ fn engine_kind(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": ["redis", "valkey", "keydb"] })
 }
 
+fn engine_version(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["string", "number"], "pattern": "^[0-9]+(\\.[0-9]+){0,2}$" })
+}
+
 /// The schema of a wrapper is that of what it wraps.
 macro_rules! transparent_schema {
     ($($wrapper:ident),*) => {$(
@@ -335,7 +341,11 @@ impl<T: JsonSchema> JsonSchema for Entries<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let value = generator.subschema_for::<T>();
-        json_schema!({ "type": "object", "additionalProperties": value })
+        // A name alone (`cache:`) takes every default.
+        json_schema!({
+            "type": "object",
+            "additionalProperties": { "anyOf": [value, { "type": "null" }] },
+        })
     }
 }
 

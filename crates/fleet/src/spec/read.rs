@@ -3,7 +3,7 @@
 //! [`mapping!`] declares a mapping of the spec once: its keys, their types and their reference text.
 //! The reading code and the JSON Schema both come from that declaration.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     SpecError,
@@ -185,18 +185,19 @@ impl Reader {
             self.wrong_kind(node, expected);
             return None;
         };
-        let mut seen: Vec<(At<String>, &Node)> = Vec::new();
+        let mut first_lines: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut unique = Vec::new();
         for (key, value) in entries {
             let place = self.within(&key.text, |reader| reader.place(key.mark));
-            if let Some((first, _)) = seen.iter().find(|(first, _)| first.value == key.text) {
-                let line = first.place.mark.line;
+            if let Some(line) = first_lines.get(key.text.as_str()) {
                 let message = format!("{:?} is there twice; the first is on line {line}", key.text);
                 self.error(&place, message).hint("remove one of them");
             } else {
-                seen.push((At::new(key.text.clone(), place), value));
+                first_lines.insert(&key.text, key.mark.line);
+                unique.push((At::new(key.text.clone(), place), value));
             }
         }
-        Some(seen)
+        Some(unique)
     }
 
     /// Read something that lies under `key`.
@@ -246,7 +247,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = name.to_lowercase().replace('_', "-");
     let distance = |known: &str| strsim::osa_distance(&name, known);
     let near = known.iter().min_by_key(|known| distance(known))?;
-    (distance(near) <= (near.len() / 3).max(1)).then_some(near)
+    (distance(near) <= (near.len() / 3).max(1) && distance(near) < near.len()).then_some(near)
 }
 
 /// Is it a value that is left out (`key:`), or null?
@@ -281,7 +282,11 @@ impl Decode for u32 {
             _ => None,
         };
         if number.is_none() {
-            reader.wrong_kind(node, "a whole number");
+            let error = reader.wrong_kind(node, "a whole number");
+            if matches!(&node.kind, Kind::Scalar { text, style: Style::Quoted } if text.parse::<Self>().is_ok())
+            {
+                error.hint("remove the quotes");
+            }
         }
         number
     }
@@ -415,8 +420,8 @@ macro_rules! mapping {
         }
         required [$($required:literal),*] later [$($later:literal),*]
     ) => {
-        $(#[$meta])*
         #[derive(Debug, Default, schemars::JsonSchema)]
+        $(#[$meta])*
         #[schemars(rename_all = "kebab-case", deny_unknown_fields)]
         #[schemars(extend("required" = [$($required),*]))]
         pub struct $name {
