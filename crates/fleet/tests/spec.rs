@@ -78,6 +78,20 @@ fn defaults() {
 }
 
 #[test]
+fn the_backlog_fits_a_small_node() {
+    let check = |keys: &str, expected: &str| {
+        let fleet = fleet(&format!("clusters: {{main: {{{keys}}}}}"));
+        let config = &fleet.clusters[&ClusterName::new("main")].config;
+        assert_eq!(config["repl-backlog-size"], DirectiveValue::single(expected), "{keys}");
+    };
+    check("", "16777216");
+    check("memory: 1GiB", "16777216");
+    check("memory: 64MiB", "4194304");
+    check("memory: 16MiB", "1048576");
+    check("memory: 64MiB, config: {repl-backlog-size: 8mb}", "8mb");
+}
+
+#[test]
 fn addresses_of_this_machine() {
     let text = "hosts: {a: {address: 10.0.0.4}}\nclusters: {main: }";
     let own = "10.0.0.4".parse::<IpAddr>().unwrap();
@@ -205,11 +219,11 @@ fn deep_nesting_and_aliases_of_aliases_are_refused() {
     for open in ["[", "{a: ", "- ", "clusters: {a: {config: {save: ["] {
         check_any(&open.repeat(10_000));
     }
-    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
-    for level in 1..20 {
-        let items = vec![format!("*a{}", level - 1); 10].join(", ");
-        text += &format!("a{level}: &a{level} [{items}]\n");
-    }
+    let level = |level: usize| {
+        let item = if level == 0 { "x".to_owned() } else { format!("*a{}", level - 1) };
+        format!("a{level}: &a{level} [{}]\n", vec![item; 10].join(", "))
+    };
+    let text: String = (0..20).map(level).collect();
     let errors = parse(&text).unwrap_err().0;
     assert!(errors[0].message.contains("more than"), "{errors:?}");
 }

@@ -30,6 +30,8 @@ const TCP: u16 = 7_001;
 const TLS_OFFSET: u16 = 1_000;
 const BUS_OFFSET: u16 = 10_000;
 const RULES_DEFAULT: &str = "+@all -@dangerous ~* &*";
+/// A small node's replication backlog is a sixteenth of its memory, up to the profiles' own.
+const BACKLOG_MAX: Bytes = Bytes::mib(16);
 /// The ACL user that keyfleet itself logs in as.
 const OWN_USER: &str = "keyfleet";
 
@@ -81,6 +83,10 @@ impl DraftCluster {
         let profile = self.profile?;
         let memory = self.memory.optional().ok()?;
         let mut config = profile_defaults(profile);
+        if let Some(memory) = memory {
+            let backlog = (memory.0 / 16).clamp(Bytes::MIB, BACKLOG_MAX.0).to_string();
+            config.insert("repl-backlog-size".to_owned(), DirectiveValue::single(backlog));
+        }
         config.extend(self.config?.into_iter().map(|(name, value)| (name, value.value)));
         if let Some(memory) = memory {
             let limit = maxmemory(memory, profile).0.to_string();
