@@ -9,6 +9,8 @@ pub mod execute;
 pub mod mover;
 pub mod node_files;
 pub mod observe;
+pub mod reconcile;
 pub mod runtimes;
 pub mod secrets;
+pub mod session;
 pub mod store;

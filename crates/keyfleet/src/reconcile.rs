@@ -28,6 +28,12 @@ use crate::{
 /// How often the world is looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How long a turn waits for what is under way by itself.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// Waves in a row of which nothing could be done.
+const FAILURES_MAX: u32 = 3;
+
 /// Deaths that wait to be taken note of.
 const DEATHS_MAX: usize = 1_024;
 
@@ -53,6 +59,19 @@ pub struct Acted {
     pub failed: Vec<(Step, StepError)>,
     /// A process ended meanwhile that no step was to end.
     pub interrupted_by: Option<NodeName>,
+}
+
+/// How [`Reconciler::converge`] ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The world is as the spec wants it.
+    Done,
+    /// All that can be done is done; the wave says what is blocked.
+    Blocked,
+    /// We were told to stop.
+    Stopped,
+    /// The same steps failed again and again.
+    Failed(Vec<(Step, StepError)>),
 }
 
 impl Reconciler {
@@ -115,6 +134,54 @@ impl Reconciler {
         acted
     }
 
+    /// Turn after turn until nothing is left to do, or only what is blocked. `stop` is asked before each
+    /// step and each turn; `tell` hears of every look at the world.
+    pub async fn converge(
+        &mut self,
+        sink: &Sink,
+        stop: &(dyn Fn() -> bool + Send + Sync),
+        tell: &mut (dyn FnMut(&Turn, &[(Step, StepError)]) + Send),
+    ) -> Result<(Turn, Ended), StoreError> {
+        let mut failed: Vec<(Step, StepError)> = Vec::new();
+        let mut failures = 0;
+        loop {
+            let turn = self.look().await?;
+            tell(&turn, &failed);
+            if turn.wave.is_done() {
+                return Ok((turn, Ended::Done));
+            }
+            if stop() {
+                return Ok((turn, Ended::Stopped));
+            }
+            if turn.wave.steps.is_empty() {
+                if turn.wave.waiting.is_empty() {
+                    return Ok((turn, Ended::Blocked));
+                }
+                self.wait_a_little().await;
+                continue;
+            }
+            let acted = self.act(&turn.wave, sink, stop).await;
+            let stale = |error: &StepError| matches!(error, StepError::Stale(_));
+            if acted.failed.iter().any(|(_, error)| !stale(error)) && acted.done == 0 {
+                failures += 1;
+            } else {
+                failures = 0;
+            }
+            failed = acted.failed;
+            if failures >= FAILURES_MAX {
+                return Ok((turn, Ended::Failed(failed)));
+            }
+            if !failed.is_empty() {
+                self.wait_a_little().await;
+            }
+        }
+    }
+
+    /// Until a process ends, or a moment has passed in which servers get on with what they do.
+    async fn wait_a_little(&mut self) {
+        let _ = time::timeout(MOMENT, self.watch.deaths.recv()).await;
+    }
+
     /// Until a process ends, or a while has passed.
     pub async fn pause(&mut self) {
         // Why it ended the pause is for the next look to see.
@@ -157,9 +224,10 @@ impl Watch {
     /// Watch the processes that run now, and no others.
     fn follow(&mut self, context: &Context, observed: &Observed) {
         self.watched.retain(|node, (_, task)| {
-            let runs = observed.nodes.get(node).is_some_and(|view| {
-                matches!(view.process, Process::Running | Process::Suspended)
-            });
+            let runs = observed
+                .nodes
+                .get(node)
+                .is_some_and(|view| matches!(view.process, Process::Running | Process::Suspended));
             if !runs {
                 task.abort();
             }

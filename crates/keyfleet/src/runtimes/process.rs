@@ -253,6 +253,35 @@ pub fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || std::net::UdpSocket::bind((address, 0)).is_ok()
 }
 
+/// This machine's own addresses, by the kernel's tables; empty where they can't be read.
+pub fn addresses() -> Vec<IpAddr> {
+    let four = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let six = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let mut addresses = local_in_trie(&four);
+    addresses.extend(six.lines().filter_map(|line| {
+        let bits = u128::from_str_radix(line.split_ascii_whitespace().next()?, 16).ok()?;
+        Some(IpAddr::from(bits.to_be_bytes()))
+    }));
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// In the trie a leaf's address is on one line, and what it is good for on the next ones.
+fn local_in_trie(text: &str) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    let mut leaf: Option<IpAddr> = None;
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse().ok();
+        } else if line.ends_with("host LOCAL") {
+            found.extend(leaf);
+        }
+    }
+    found
+}
+
 /// What a server printed from `offset` in its log on; the last 4 KiB of it.
 pub fn log_tail(directory: &Path, offset: u64) -> String {
     let path = directory.join(LOG);
@@ -298,6 +327,14 @@ mod tests {
         check("1: 00000000000000000000000001000000:1B59 0:0000 0A 0:0", Some(("::1", 7001)));
         check("2: 0000000000000000FFFF00000100007F:0050 0:0000 0A", Some(("127.0.0.1", 80)));
         check("sl  local_address", None);
+    }
+
+    #[test]
+    fn local_addresses() {
+        let trie =
+            "Main:\n  |-- 10.0.0.0\n     /24 link UNICAST\n  |-- 10.0.0.4\n     /32 host LOCAL\n";
+        assert_eq!(local_in_trie(trie), ["10.0.0.4".parse::<IpAddr>().unwrap()]);
+        assert!(addresses().contains(&"127.0.0.1".parse().unwrap()));
     }
 
     #[test]
