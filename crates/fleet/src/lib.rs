@@ -12,3 +12,4 @@ pub mod plan;
 pub mod risk;
 pub mod spec;
 pub mod step;
+pub mod world;
