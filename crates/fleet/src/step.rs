@@ -30,6 +30,10 @@ pub enum Action {
     Meet { nodes: Vec<NodeName> },
     /// Give primaries their slots in a cluster that has none: (node, slots, configuration epoch).
     AssignSlots { shares: Vec<(NodeName, SlotSet)> },
+    /// In a cluster that holds nothing yet, let replicas take their shards over at once, without votes:
+    /// (primary, replica). A server that started as a primary refuses writes for its first two
+    /// seconds; one that was a replica does not.
+    OpenShards { pairs: Vec<(NodeName, NodeName)> },
     /// Make an empty node a replica of a primary.
     Replicate { node: NodeName, primary: NodeName },
     /// Give the primary's role to an in-sync replica, losing nothing (CLUSTER FAILOVER).
@@ -95,6 +99,7 @@ impl Action {
             | Self::ApplyAcl { .. }
             | Self::StopNode { .. }
             | Self::Replicate { .. }
+            | Self::OpenShards { .. }
             | Self::Forget { .. } => Weight::Light,
             Self::Handover { .. } | Self::RemoveNode { .. } | Self::RestartNode { .. } => {
                 Weight::Disruptive
@@ -113,6 +118,7 @@ impl Action {
             Self::StartNode { .. } => "start-node",
             Self::Meet { .. } => "meet",
             Self::AssignSlots { .. } => "assign-slots",
+            Self::OpenShards { .. } => "open-shards",
             Self::Replicate { .. } => "replicate",
             Self::Handover { .. } => "handover",
             Self::Promote { .. } => "promote",
@@ -145,6 +151,7 @@ impl fmt::Display for Action {
                 [] => f.write_str("introduce nobody"),
             },
             Self::AssignSlots { shares } => write!(f, "assign slots to {} primaries", shares.len()),
+            Self::OpenShards { pairs } => write!(f, "open {} empty shards", pairs.len()),
             Self::Replicate { node, primary } => write!(f, "make {node} a replica of {primary}"),
             Self::Handover { from, to } => write!(f, "hand over from {from} to {to}"),
             Self::Promote { dead, to } => write!(f, "promote {to} in place of dead {dead}"),

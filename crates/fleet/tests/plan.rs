@@ -221,8 +221,7 @@ fn joined_nodes_become_replicas_on_other_hosts() {
     check(
         &spec(3, 1, 3),
         &world(3, &seats),
-        &["make c-5 a replica of c-1", "make c-4 a replica of c-2", "make c-6 a replica of c-3"]
-            .map(|line| line),
+        &["make c-6 a replica of c-1", "make c-4 a replica of c-2", "make c-5 a replica of c-3"],
     );
 }
 

@@ -178,6 +178,32 @@ fn assign(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     draft.step(Action::AssignSlots { shares }, "no node owns them");
 }
 
+/// A server that starts as a primary refuses writes for this long (CLUSTER_WRITABLE_DELAY).
+const WRITABLE_DELAY_S: u64 = 2;
+
+/// A new cluster needn't sit out the engines' delay: its first primaries give their shards to
+/// replicas, which serve at once.
+pub(super) fn open(view: &View<'_>, draft: &mut Draft) {
+    let holds_nothing = view
+        .members
+        .iter()
+        .all(|member| member.up.is_some_and(|up| up.keys == 0 && up.uptime_s <= WRITABLE_DELAY_S));
+    if !holds_nothing || !view.agree || !view.unowned.is_empty() {
+        return;
+    }
+    let mut pairs = Vec::new();
+    for shard in &view.shards {
+        let closed = view.primary_up(shard).is_some_and(|up| !up.cluster_ok);
+        let heir = shard.replicas.iter().copied().find(|index| view.in_sync(*index));
+        let (Some(primary), Some(heir), true) = (shard.primary, heir, closed) else { return };
+        pairs.push((view.members[primary].name.clone(), view.members[heir].name.clone()));
+    }
+    if !pairs.is_empty() {
+        let why = "a server that starts as a primary refuses writes for 2 s, one that was a replica does not";
+        draft.step(Action::OpenShards { pairs }, why);
+    }
+}
+
 /// Nodes that serve nobody become replicas where one is missing.
 pub(super) fn attach(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     let ready: Vec<usize> = roster

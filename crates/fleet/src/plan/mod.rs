@@ -94,6 +94,10 @@ fn plan_cluster(fleet: &Fleet, view: &View<'_>, ports: &mut PortsInUse, draft: &
     if draft.has_steps() {
         return;
     }
+    grow::open(view, draft);
+    if draft.has_steps() {
+        return;
+    }
     let unrest = view.unrest();
     if unrest.is_empty() {
         let busy =

@@ -339,7 +339,13 @@ fn new_heads(
     }
     let mut waiting: BTreeMap<&HostId, Vec<usize>> = BTreeMap::new();
     let early: BTreeSet<usize> = chosen.iter().copied().collect();
-    for index in (0..view.members.len()).rev().filter(usable) {
+    let mut candidates: Vec<usize> = (0..view.members.len()).filter(usable).collect();
+    // A new cluster's first primaries give their shards away at once (see `grow::open`): so the lowest
+    // numbers are the primaries in the end.
+    if !(view.is_new() && view.spec.replicas > 0) {
+        candidates.reverse();
+    }
+    for index in candidates {
         if !early.contains(&index) {
             waiting.entry(&view.members[index].view.host).or_default().push(index);
         }
@@ -353,5 +359,6 @@ fn new_heads(
             None => exhausted.push(host),
         }
     }
+    chosen.sort_unstable();
     chosen
 }

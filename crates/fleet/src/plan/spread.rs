@@ -90,6 +90,15 @@ impl View<'_> {
             ));
             return false;
         }
+        if let (Some(primary), Some(replica)) = (from.id, to.id)
+            && !self.is_known_as_replica(replica, primary)
+        {
+            draft.wait(format!(
+                "the primaries have not all heard yet that {} is a replica",
+                to.name
+            ));
+            return false;
+        }
         draft.step(Action::Handover { from: from.name.clone(), to: to.name.clone() }, why);
         true
     }

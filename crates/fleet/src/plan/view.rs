@@ -56,7 +56,8 @@ pub struct View<'a> {
     pub shards: Vec<Shard>,
     /// The slots that nobody owns.
     pub unowned: SlotSet,
-    /// Every joined node's view has the same roles and owners.
+    /// Every joined node knows the same nodes and has the same owners. Who copies whom is no part of it:
+    /// that spreads by the slow gossip, and each replica is asked itself.
     pub agree: bool,
     member_by_id: BTreeMap<NodeId, usize>,
     allowed: BTreeSet<&'a HostId>,
@@ -203,6 +204,15 @@ impl<'a> View<'a> {
     /// The shard's primary, where it is ours, answers, and says itself that it is one.
     pub fn primary_up(&self, shard: &Shard) -> Option<&'a Up> {
         shard.primary.and_then(|index| self.members[index].up).filter(|up| up.is_primary())
+    }
+
+    /// A majority of the slot-owning primaries has heard that the member is a replica of this primary,
+    /// without which they would not vote for it.
+    pub fn is_known_as_replica(&self, replica: NodeId, primary: NodeId) -> bool {
+        let knows = self.shards.iter().filter_map(|shard| self.primary_up(shard)).filter(|up| {
+            up.table.rows.get(&replica).is_some_and(|row| row.replica_of == Some(primary))
+        });
+        knows.count() * 2 > self.shards.len()
     }
 
     /// Why this isn't a moment for disruptive steps (I3); empty: it is calm.
@@ -396,18 +406,17 @@ fn resolve_claims(merged: &mut BTreeMap<NodeId, MergedRow>) {
     }
 }
 
-/// Do all the tables have the merged roles and owners?
+/// Do all the tables have the merged nodes and owners?
 fn agreement(
     tables: &[(&Arc<Table>, BTreeSet<NodeId>)],
     merged: &BTreeMap<NodeId, MergedRow>,
 ) -> bool {
     tables.iter().all(|(table, _)| {
         table.rows.len() == merged.len()
-            && table.rows.iter().all(|(id, row)| {
-                merged.get(id).is_some_and(|known| {
-                    known.replica_of == row.replica_of && known.slots == row.slots
-                })
-            })
+            && table
+                .rows
+                .iter()
+                .all(|(id, row)| merged.get(id).is_some_and(|known| known.slots == row.slots))
     })
 }
 

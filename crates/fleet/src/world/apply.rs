@@ -130,6 +130,12 @@ impl World {
                 }
                 Ok(2 * ROUND_MS)
             }
+            Action::OpenShards { pairs } => {
+                for (from, to) in pairs {
+                    group.open_shard(net, from, to)?;
+                }
+                Ok(2 * ROUND_MS)
+            }
             Action::Handover { from, to } => group.do_handover(net, from, to),
             Action::Promote { dead, to } => group.do_promote(net, dead, to),
             Action::MoveSlots { from, to, slots } => {
@@ -330,6 +336,22 @@ impl Group {
         }
         self.history.handovers_ms.push((target.id, net.now_ms));
         Ok(2 * ROUND_MS)
+    }
+
+    fn open_shard(&mut self, net: &Net, from: &NodeName, to: &NodeName) -> Result<(), Refused> {
+        let source = self.answering(net, from)?.clone();
+        let target = self.answering(net, to)?.clone();
+        if target.replica_of().is_none() && source.replica_of() == Some(target.id) {
+            return Ok(());
+        }
+        if target.replica_of() != Some(source.id) || target.sync != Sync::InSync {
+            return refuse(format!("{to} is no replica of {from} in sync"));
+        }
+        if source.data.keys() > 0 {
+            return refuse(format!("{from} holds data"));
+        }
+        self.take_over(net, &[to.number]);
+        Ok(())
     }
 
     fn do_promote(&mut self, net: &Net, dead: &NodeName, to: &NodeName) -> Result<u64, Refused> {

@@ -121,6 +121,7 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::Replicate { node, primary } => {
             join::replicate(context, node, primary, report).await
         }
+        Action::OpenShards { pairs } => roles::open_shards(context, pairs).await,
         Action::Forget { id } => join::forget(context, cluster, *id).await,
         Action::Handover { from, to } => roles::hand_over(context, from, to, report).await,
         Action::Promote { dead, to } => roles::promote(context, dead, to).await,

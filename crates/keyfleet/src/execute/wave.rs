@@ -49,7 +49,10 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         | Action::SetConfig { node: name, .. }
         | Action::ApplyAcl { node: name }
         | Action::RepairSlots { owner: name, .. } => vec![member, node(name)],
-        Action::Meet { .. } | Action::AssignSlots { .. } | Action::Forget { .. } => {
+        Action::Meet { .. }
+        | Action::AssignSlots { .. }
+        | Action::OpenShards { .. }
+        | Action::Forget { .. } => {
             vec![(Part::Membership(cluster()), alone)]
         }
         Action::Replicate { node: name, primary } => vec![
