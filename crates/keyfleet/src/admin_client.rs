@@ -291,8 +291,8 @@ impl Pool {
         Ok(replies)
     }
 
-    /// [`Pool::pipeline`] for commands that only read: sent again over a new connection where a
-    /// reused one turns out to have ended.
+    /// [`Pool::pipeline`] for commands that may be done twice: sent again over a new connection
+    /// where a reused one turns out to have ended.
     pub async fn ask(
         &self,
         address: SocketAddr,

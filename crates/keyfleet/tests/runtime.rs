@@ -3,30 +3,36 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use fleet::{
     model::{
         Cluster, ClusterName, DirectiveValue, EngineWant, Fleet, GuardMode, GuardPolicy, Host,
-        HostId, NodeName, Pace, PlacementPolicy, PortBase, Profile, Spread, Takeover, Zone,
+        HostId, NodeName, Pace, PasswordSource, PlacementPolicy, PortBase, Profile, Spread,
+        Takeover, User, Zone,
     },
-    observed::{Observed, Process, Role, Server, Up},
+    observed::{Disk, Link, Observed, Process, Role, Server, Up},
     step::{Action, Step, Wave},
 };
 use keyfleet::{
-    admin_client::Pool,
+    admin_client::{Connection, Pool},
     engines,
-    execute::{Context, Event, Outcome, Sink, execute_wave},
-    observe::Observer,
+    execute::{Context, Event, Outcome, Sink, StepError, execute_wave},
+    node_files::acl_digest,
+    observe::{Observer, observe_foreign},
     runtimes::process::{self, Handle},
     store::Store,
 };
 use protocol::SlotSet;
 use rustix::process::Signal;
+use tokio::task::JoinHandle;
 
 /// A fleet of one cluster in a directory of its own. Its servers end with it.
 struct World {
@@ -44,21 +50,27 @@ fn host() -> HostId {
     HostId::new("local")
 }
 
-/// The first of `count` adjacent free ports whose bus ports are free too.
-fn free_ports(count: u16) -> u16 {
+/// The first of eight adjacent free ports whose bus ports are free too. All are below the range that
+/// the kernel gives to outgoing connections, and no two calls, in any process, try the same ones.
+fn free_ports() -> u16 {
+    static CALLS: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let pid = u16::try_from(std::process::id() % 1000).unwrap();
-    let mut bases = (0..1000u16).map(|step| 20_000 + (pid + step * 7) % 1000 * 12);
-    bases
-        .find(|base| (*base..base + count).all(|port| is_free(port) && is_free(port + 10_000)))
-        .unwrap()
+    let first = u16::try_from(std::process::id() % 1200).unwrap();
+    loop {
+        let call = CALLS.fetch_add(1, Ordering::SeqCst);
+        assert!(call < 1200, "no free ports");
+        let base = 10_000 + (first + call * 37) % 1200 * 8;
+        if (base..base + 8).all(|port| is_free(port) && is_free(port + 10_000)) {
+            return base;
+        }
+    }
 }
 
 impl World {
     async fn new(test: &str, config: &[(&str, &str)]) -> Self {
         let root = std::env::temp_dir().join(format!("keyfleet-{test}-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
-        let first = free_ports(8);
+        let first = free_ports();
         let config = config.iter().map(|(name, value)| {
             let words = value.split(' ').map(str::to_owned).collect();
             ((*name).to_owned(), DirectiveValue(vec![words]))
@@ -152,8 +164,8 @@ impl World {
         Action::CreateNode { node: name(number), host: host(), ports }
     }
 
-    /// Three primaries, 1 to 3, with a replica each, 4 to 6.
-    async fn cluster(&mut self) {
+    /// Three primaries, 1 to 3, with a replica each, 4 to 6; the primaries not writable yet.
+    async fn form(&self) {
         let started = Instant::now();
         self.run((1..=6).map(|number| self.create(number))).await;
         self.run([Action::AssignSlots { shares: thirds() }]).await;
@@ -164,11 +176,25 @@ impl World {
         )
         .await;
         eprintln!("six nodes, everything copied: {:?}", started.elapsed());
-        self.until("calm", |observed| {
-            observed.history[&ClusterName::new("cache")].calm_since_ms.is_some()
-        })
-        .await;
+    }
+
+    /// [`World::form`], and everybody is content.
+    async fn cluster(&mut self) {
+        let started = Instant::now();
+        self.form().await;
+        self.until("calm", is_calm).await;
         eprintln!("state ok everywhere: {:?}", started.elapsed());
+    }
+
+    fn cluster_spec(&mut self, change: impl FnOnce(&mut Cluster)) {
+        let mut fleet = (*self.context.fleet).clone();
+        change(fleet.clusters.get_mut(&ClusterName::new("cache")).unwrap());
+        self.context.fleet = Arc::new(fleet);
+    }
+
+    fn config(&mut self, name: &str, value: &str) {
+        let value = DirectiveValue::single(value);
+        self.cluster_spec(|cluster| drop(cluster.config.insert(name.to_owned(), value)));
     }
 
     fn handle(&self, number: u32) -> Handle {
@@ -190,6 +216,77 @@ impl Drop for World {
         }
         fs::remove_dir_all(&self.root).unwrap();
     }
+}
+
+fn is_calm(observed: &Observed) -> bool {
+    observed.history[&ClusterName::new("cache")].calm_since_ms.is_some()
+}
+
+fn users_acl(context: &Context) -> Result<String, keyfleet::node_files::NodeFileError> {
+    let cluster = &context.fleet.clusters[&ClusterName::new("cache")];
+    keyfleet::node_files::users_acl(&context.fleet, cluster, &context.store)
+}
+
+/// Writes one key after another, each once, to whichever of the nodes is the primary of slot 0's
+/// shard.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    task: JoinHandle<Duration>,
+}
+
+impl Writer {
+    fn start(world: &World, nodes: &[u32]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let written = Arc::new(AtomicU64::new(0));
+        let addresses: Vec<_> = nodes
+            .iter()
+            .map(|number| world.context.member(&name(*number)).unwrap().address)
+            .collect();
+        let task = tokio::spawn(write(addresses, stop.clone(), written.clone()));
+        Self { stop, written, task }
+    }
+
+    async fn wait_written(&self, more: u64) {
+        let goal = self.written.load(Ordering::SeqCst) + more;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.written.load(Ordering::SeqCst) < goal {
+            assert!(Instant::now() < deadline, "too few writes");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// How many keys were acknowledged, and the longest time between two acknowledgements.
+    async fn stop(self) -> (u64, Duration) {
+        self.stop.store(true, Ordering::SeqCst);
+        let gap = self.task.await.unwrap();
+        (self.written.load(Ordering::SeqCst), gap)
+    }
+}
+
+async fn write(
+    addresses: Vec<SocketAddr>,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+) -> Duration {
+    let mut connections = Vec::new();
+    for address in addresses {
+        let connection = Connection::open(address, None, Duration::from_secs(1)).await;
+        connections.push(connection.unwrap());
+    }
+    let (mut current, mut last, mut gap) = (0, Instant::now(), Duration::ZERO);
+    while !stop.load(Ordering::SeqCst) {
+        let key = format!("{{06S}}{}", written.load(Ordering::SeqCst));
+        match connections[current].call(["SET", &key, "v"]).await {
+            Ok(_) => {
+                written.fetch_add(1, Ordering::SeqCst);
+                gap = gap.max(last.elapsed());
+                last = Instant::now();
+            }
+            Err(_) => current = (current + 1) % connections.len(),
+        }
+    }
+    gap
 }
 
 fn thirds() -> Vec<(NodeName, SlotSet)> {
@@ -222,5 +319,220 @@ async fn six_nodes_become_a_cluster() {
     }
     let taken = &observed.hosts[&host()].ports_taken;
     assert!(observed.nodes.values().all(|view| !taken.contains(&view.ports.bus)));
-    let _ = Server::Refused;
+}
+
+/// Nothing waits for the two seconds that a primary stays read-only after its start: a replica that
+/// takes over in that time serves at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handing_over_ends_the_wait_of_fresh_primaries() {
+    let mut world = World::new("fresh", &[("save", "")]).await;
+    let started = Instant::now();
+    world.form().await;
+    world
+        .run((1..=3).map(|number| Action::Handover { from: name(number), to: name(number + 3) }))
+        .await;
+    eprintln!("handed over: {:?}", started.elapsed());
+    world.until("calm", is_calm).await;
+    eprintln!("calm: {:?}", started.elapsed());
+    for number in 4..=6 {
+        assert!(world.up(number).await.is_primary());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handover_loses_nothing() {
+    let mut world = World::new("handover", &[("save", "")]).await;
+    world.cluster().await;
+    let writer = Writer::start(&world, &[1, 4]);
+    writer.wait_written(500).await;
+    world.run([Action::Handover { from: name(1), to: name(4) }]).await;
+    // Again does nothing.
+    world.run([Action::Handover { from: name(1), to: name(4) }]).await;
+    let history = world.context.store.handovers(&ClusterName::new("cache")).unwrap();
+    assert_eq!(history.len(), 1);
+    writer.wait_written(500).await;
+    let (count, gap) = writer.stop().await;
+    eprintln!("{count} writes, the longest gap {gap:?}");
+    let up = world.up(4).await;
+    assert!(up.is_primary());
+    assert_eq!(up.keys, count);
+    assert_eq!(world.up(1).await.keys, count);
+    assert!(matches!(world.up(1).await.role, Role::Replica { of, .. } if of == up.id));
+    assert!(is_calm(&world.observe().await));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_primary_is_replaced_at_once() {
+    let mut world = World::new("promote", &[("save", "")]).await;
+    world.cluster().await;
+    let promote = || Action::Promote { dead: name(1), to: name(4) };
+    let outcome = world.wave([promote()]).await;
+    assert!(matches!(outcome.failed[..], [(_, StepError::Stale(_))]), "{outcome:?}");
+    let handle = world.handle(1);
+    let seen = tokio::spawn(async move {
+        handle.exited().await.unwrap();
+        Instant::now()
+    });
+    let killed = Instant::now();
+    world.handle(1).signal(Signal::KILL).unwrap();
+    let seen = seen.await.unwrap() - killed;
+    world.run([promote()]).await;
+    eprintln!("death seen after {seen:?}, promoted and known to all after {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(1));
+    assert!(world.up(4).await.is_primary());
+    assert_eq!(world.observe().await.nodes[&name(1)].process, Process::Gone);
+    world.run([Action::StartNode { node: name(1) }]).await;
+    world.until("calm", is_calm).await;
+    assert!(!world.up(1).await.is_primary());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_change_live_and_by_restart() {
+    let mut world = World::new("settings", &[("save", ""), ("databases", "4")]).await;
+    world.cluster().await;
+    let before = world.up(4).await;
+    world.config("maxmemory", "104857600");
+    let directives = world.context.fleet.clusters[&ClusterName::new("cache")].config.clone();
+    let live = directives.into_iter().filter(|(name, _)| name == "maxmemory").collect();
+    world.run([Action::SetConfig { node: name(4), directives: live }]).await;
+    assert_eq!(world.up(4).await.config["maxmemory"], "104857600");
+
+    world.config("databases", "8");
+    let directives = BTreeMap::from([("databases".to_owned(), DirectiveValue::single("8"))]);
+    let outcome = world.wave([Action::SetConfig { node: name(4), directives }]).await;
+    let refused = outcome.failed[0].1.to_string();
+    assert!(refused.contains("databases") && refused.contains("cache-4"), "{refused}");
+    let outcome = world.wave([Action::RestartNode { node: name(1) }]).await;
+    assert!(matches!(outcome.failed[..], [(_, StepError::Stale(_))]), "{outcome:?}");
+    world.run([Action::RestartNode { node: name(4) }]).await;
+    let after = world.up(4).await;
+    assert_eq!(after.id, before.id);
+    assert_eq!(after.config["databases"], "8");
+    assert_eq!(after.config["maxmemory"], "104857600");
+    assert!(matches!(after.role, Role::Replica { link: Link::InSync, .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_are_loaded_and_their_drift_is_seen() {
+    let mut world = World::new("acl", &[("save", "")]).await;
+    world.run([world.create(1)]).await;
+    let first = world.up(1).await.acl.unwrap();
+    let user = User { password: PasswordSource::Generated, rules: "+@read ~*".into() };
+    world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), user)));
+    world.run([Action::ApplyAcl { node: name(1) }]).await;
+    let second = world.up(1).await.acl.unwrap();
+    assert_ne!(first, second);
+    let users = users_acl(&world.context).unwrap();
+    assert_eq!(acl_digest(&users), second);
+    let member = world.context.member(&name(1)).unwrap();
+    world.context.call(&member, &["ACL", "SETUSER", "app", "+@all"]).await.unwrap();
+    assert_eq!(world.up(1).await.acl, None);
+    world.run([Action::ApplyAcl { node: name(1) }]).await;
+    assert_eq!(world.up(1).await.acl, Some(second.clone()));
+
+    let bad = User { password: PasswordSource::None, rules: "+nonsense".into() };
+    world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), bad)));
+    let outcome = world.wave([Action::ApplyAcl { node: name(1) }]).await;
+    assert!(matches!(outcome.failed[..], [(_, StepError::Refused { .. })]), "{outcome:?}");
+    world.kill(1).await;
+    world.run([Action::StartNode { node: name(1) }]).await;
+    assert_eq!(world.up(1).await.acl, Some(second));
+    let printed = format!("{:?}", world.context);
+    let secret = world.context.store.secret(&ClusterName::new("cache"), "keyfleet").unwrap();
+    assert!(!printed.contains(secret.expose()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_node_is_no_dead_one() {
+    let mut world = World::new("hung", &[("save", "")]).await;
+    world.run([world.create(1)]).await;
+    world.handle(1).signal(Signal::STOP).unwrap();
+    let hung = |observed: &Observed| {
+        let view = &observed.nodes[&name(1)];
+        view.process == Process::Suspended
+            && matches!(view.server, Server::Silent { for_ms } if for_ms > 100)
+    };
+    world.until("hung", hung).await;
+    world.run([Action::KillNode { node: name(1) }]).await;
+    let view = world.observe().await.nodes[&name(1)].clone();
+    assert_eq!((view.process, view.server), (Process::Gone, Server::Refused));
+    world.run([Action::StartNode { node: name(1) }]).await;
+    world.up(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_leave() {
+    let mut world = World::new("leave", &[("save", "")]).await;
+    world.cluster().await;
+    let refused = world.wave([Action::RemoveNode { node: name(1) }]).await;
+    assert!(matches!(refused.failed[..], [(_, StepError::Stale(_))]), "{refused:?}");
+    world.run([Action::RemoveNode { node: name(4) }]).await;
+    let observed = world.observe().await;
+    assert_eq!(observed.nodes.len(), 5);
+    assert!(observed.nodes.values().all(|view| view.up().unwrap().table.rows.len() == 5));
+    assert!(!world.context.store.node_dir(&name(4)).exists());
+    // The same name again is another node.
+    world.run([world.create(4)]).await;
+    world.run([Action::Meet { nodes: vec![name(4)] }]).await;
+    world.run([Action::Replicate { node: name(4), primary: name(1) }]).await;
+    let id = world.up(4).await.id;
+    world.kill(4).await;
+    world.run([Action::Forget { id }]).await;
+    let observed = world.observe().await;
+    let mut alive = observed.nodes.values().filter_map(|view| view.up());
+    assert!(alive.all(|up| !up.table.rows.contains_key(&id)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_outlives_a_stop() {
+    let mut world = World::new("stop", &[("save", "3600 1")]).await;
+    world.cluster().await;
+    let writer = Writer::start(&world, &[1]);
+    writer.wait_written(100).await;
+    let (count, _) = writer.stop().await;
+    world.run((1..=6).map(|number| Action::StopNode { node: name(number) })).await;
+    let observed = world.observe().await;
+    assert!(observed.nodes.values().all(|view| view.process == Process::Gone));
+    assert!(observed.nodes[&name(1)].disk.data_bytes > 0);
+    world.run((1..=6).map(|number| Action::StartNode { node: name(number) })).await;
+    world.until("calm", is_calm).await;
+    assert_eq!(world.up(1).await.keys, count);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stops_a_server_from_starting_is_told() {
+    let world = World::new("refused", &[("no-such-directive", "1")]).await;
+    let outcome = world.wave([world.create(1)]).await;
+    let text = outcome.failed[0].1.to_string();
+    assert!(text.contains("no-such-directive") && text.contains("cache-1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_directory_is_emptied_is_still_seen() {
+    let mut world = World::new("emptied", &[("save", "")]).await;
+    world.run([world.create(1)]).await;
+    let id = world.up(1).await.id;
+    fs::remove_dir_all(world.context.store.node_dir(&name(1))).unwrap();
+    let view = world.observe().await.nodes[&name(1)].clone();
+    assert_eq!(view.process, Process::Running);
+    assert_eq!(view.up().unwrap().id, id);
+    assert_eq!(view.disk, Disk::EMPTY);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_cluster_is_observed() {
+    let mut world = World::new("foreign", &[("save", "")]).await;
+    world.cluster().await;
+    let seed = world.context.member(&name(2)).unwrap().address;
+    let foreign = observe_foreign(seed, None).await.unwrap();
+    assert_eq!(foreign.nodes.len(), 6);
+    let names: Vec<String> = foreign.nodes.keys().map(NodeName::to_string).collect();
+    assert_eq!(names[0], "cluster-1");
+    let own = world.observe().await;
+    for (own, foreign) in own.nodes.values().zip(foreign.nodes.values()) {
+        assert_eq!(own.ports.tcp, foreign.ports.tcp);
+        assert_eq!(own.id(), foreign.id());
+        assert_eq!(foreign.process, Process::Unknown);
+        assert_eq!(own.up().unwrap().table, foreign.up().unwrap().table);
+    }
 }

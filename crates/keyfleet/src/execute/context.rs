@@ -116,26 +116,34 @@ impl Context {
             .collect()
     }
 
-    /// One command to a node. An error reply is [`StepError::Refused`].
+    /// One command to a node, which may reach it twice. An error reply is [`StepError::Refused`].
     pub async fn call(&self, member: &Member, args: &[&str]) -> Result<Value, StepError> {
-        let called = self.pool.call(member.address, Some(&member.login), DEADLINE, args).await;
-        called.map_err(|error| refused(member, args, error))
+        let mut commands = Commands::new();
+        commands.push(args);
+        let login = Some(&member.login);
+        let replies = self.pool.ask(member.address, login, DEADLINE, &commands).await;
+        let reply = replies.map_err(|source| client(member, source))?.pop();
+        reply.unwrap_or(Value::Null).into_result().map_err(|source| {
+            let command = args.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+            StepError::Refused { node: member.name.clone(), command, source }
+        })
     }
 
-    /// Commands to a node in one write; the first error reply is [`StepError::Refused`].
+    /// Commands to a node in one write, which may reach it twice; the first error reply is
+    /// [`StepError::Refused`].
     pub async fn call_all(&self, member: &Member, calls: &[Vec<String>]) -> Result<(), StepError> {
         let mut commands = Commands::new();
         for call in calls {
             commands.push(call);
         }
         let login = Some(&member.login);
-        let replies = self.pool.pipeline(member.address, login, DEADLINE, &commands).await;
+        let replies = self.pool.ask(member.address, login, DEADLINE, &commands).await;
         let replies = replies.map_err(|source| client(member, source))?;
         for (reply, call) in replies.into_iter().zip(calls) {
             if let Value::Error(text) = reply {
-                let (address, source) = (member.address, ServerError::parse(&text));
-                let call: Vec<&str> = call.iter().map(String::as_str).collect();
-                return Err(refused(member, &call, ClientError::Server { address, source }));
+                let command = call.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
+                let source = ServerError::parse(&text);
+                return Err(StepError::Refused { node: member.name.clone(), command, source });
             }
         }
         Ok(())
@@ -207,16 +215,6 @@ impl Context {
 
 pub(super) fn client(member: &Member, source: ClientError) -> StepError {
     StepError::Client { node: member.name.clone(), source }
-}
-
-fn refused(member: &Member, args: &[&str], error: ClientError) -> StepError {
-    match error {
-        ClientError::Server { source, .. } => {
-            let command = args.iter().take(2).copied().collect::<Vec<_>>().join(" ");
-            StepError::Refused { node: member.name.clone(), command, source }
-        }
-        error => client(member, error),
-    }
 }
 
 /// Runs futures at once, gives their outputs in the order they came in. Dropping it stops them.

@@ -4,7 +4,10 @@
 //! about once a second to a peer of chance. Where that is too slow, the teller is made to MEET its
 //! peers again: to peers that know it already this is just one more message, sent at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use fleet::model::{ClusterName, NodeName};
 use protocol::{NodeId, Slot, SlotSet, cluster_text::LinkState};
@@ -19,6 +22,8 @@ use super::{
 const MESH_MAX: usize = 16;
 /// In larger clusters, to how many others each new node is introduced.
 const INTRODUCTIONS: usize = 8;
+/// How long a first meeting may take before it is begun again.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// After how long without effect the peers are told again.
 const NUDGE: Duration = Duration::from_millis(120);
 /// How long a cluster may take to agree on something.
@@ -42,20 +47,30 @@ pub(super) async fn meet(
         return Err(StepError::Stale(format!("{missing} doesn't answer")));
     }
     give_epochs(context, &all).await?;
-    let ids: Vec<(NodeId, &Member)> =
-        all.iter().map(|(member, view)| (view.id(), member)).collect();
     let mut pending: Vec<Answering> = all.clone();
     let mut wait = Wait::new(AGREE);
-    let mut told = None;
+    let mut met = Tick::new(HANDSHAKE);
+    let mut told = Tick::new(NUDGE);
     loop {
-        pending.retain(|(_, view)| !knows_all(view, &ids));
+        pending.retain(|(_, view)| {
+            has_handshakes(view) || !all.iter().all(|(peer, own)| knows(view, peer, own))
+        });
         if pending.is_empty() {
             return Ok(());
         }
         // A handshake that failed is given up by the servers after the node timeout; begin again.
-        if told.is_none_or(|at| wait.waited() > at + Duration::from_secs(2)) {
-            told = Some(wait.waited());
+        if met.is_due() {
             introduce_all(context, &pending, &all, nodes).await?;
+        }
+        // The first message makes a node known; what it owns comes with the next one.
+        let strangers =
+            |(_, view): &&Answering| all.iter().any(|(peer, own)| !has_met(view, peer, own));
+        let deaf: Vec<Member> =
+            pending.iter().filter(|pair| !strangers(pair)).map(|(m, _)| m.clone()).collect();
+        if !deaf.is_empty() && told.is_due() {
+            let owners = all.iter().filter(|(_, own)| own.owns_slots());
+            let owners: Vec<&Member> = owners.map(|(member, _)| member).collect();
+            tell(context, &owners, &deaf).await?;
         }
         wait.pause(|| {
             let names: Vec<String> = pending.iter().map(|(m, _)| m.name.to_string()).collect();
@@ -66,15 +81,53 @@ pub(super) async fn meet(
     }
 }
 
-fn knows_all(view: &View, ids: &[(NodeId, &Member)]) -> bool {
-    let known = |(id, member): &(NodeId, &Member)| {
-        let row = view.met(*id);
-        row.is_some_and(|row| {
-            row.port == member.place.ports.tcp
-                && (row.flags.myself || row.ip.parse() == Ok(member.place.address))
-        })
-    };
-    ids.iter().all(known) && !view.nodes.rows.iter().any(|row| row.flags.handshake)
+fn has_handshakes(view: &View) -> bool {
+    view.nodes.rows.iter().any(|row| row.flags.handshake)
+}
+
+/// Does the viewer have the node, where it stands?
+fn has_met(view: &View, peer: &Member, own: &View) -> bool {
+    view.met(own.id()).is_some_and(|row| {
+        row.port == peer.place.ports.tcp
+            && (row.flags.myself || row.ip.parse() == Ok(peer.place.address))
+    })
+}
+
+/// Does the viewer have the node, where it stands, with what it owns?
+fn knows(view: &View, peer: &Member, own: &View) -> bool {
+    has_met(view, peer, own)
+        && view.nodes.row(own.id()).map(|row| &row.slots)
+            == own.nodes.my_row().map(|row| &row.slots)
+}
+
+/// Makes each teller send its news to all peers, at once.
+async fn tell(context: &Context, tellers: &[&Member], peers: &[Member]) -> Result<(), StepError> {
+    let tasks = tellers.iter().map(|teller| {
+        let (context, teller, peers) = (context.clone(), (*teller).clone(), peers.to_vec());
+        async move { introduce(&context, &teller, &peers).await }
+    });
+    together(tasks).await.into_iter().collect()
+}
+
+/// Something that is to be done again and again, with a pause.
+struct Tick {
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Tick {
+    fn new(pause: Duration) -> Self {
+        Self { pause, last: None }
+    }
+
+    /// The pause is over; the next one begins.
+    fn is_due(&mut self) -> bool {
+        let due = self.last.is_none_or(|last| last.elapsed() > self.pause);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// The same nodes with what they say now; one that doesn't answer keeps what it said before.
@@ -113,14 +166,9 @@ async fn introduce_all(
 ) -> Result<(), StepError> {
     let mut work: BTreeMap<&NodeName, (&Member, Vec<&Member>)> = BTreeMap::new();
     for (index, (member, view)) in pending.iter().enumerate() {
-        let unknown = all.iter().enumerate().filter(|(_, (peer, peer_view))| {
-            peer.name != member.name
-                && view.met(peer_view.id()).is_none_or(|row| {
-                    row.port != peer.place.ports.tcp || row.ip.parse() != Ok(peer.place.address)
-                })
-        });
+        let unknown = all.iter().filter(|(peer, own)| !has_met(view, peer, own));
         let peers: Vec<&Member> = if all.len() <= MESH_MAX {
-            unknown.map(|(_, (peer, _))| peer).collect()
+            unknown.map(|(peer, _)| peer).collect()
         } else if new.contains(&member.name) {
             // A ring of neighbours, and the first node for all: every part is connected.
             let first = all.first().map(|(peer, _)| peer).filter(|peer| peer.name != member.name);
@@ -157,33 +205,27 @@ async fn introduce(context: &Context, teller: &Member, peers: &[Member]) -> Resu
 
 /// Waits until all nodes' views satisfy the condition; tellers are made to spread their news where
 /// it takes long.
-async fn agree(
+pub(super) async fn agree(
     context: &Context,
     cluster: &ClusterName,
-    tellers: &[Member],
+    tellers: &[&Member],
     what: &str,
     holds: impl Fn(&View) -> bool + Send,
 ) -> Result<(), StepError> {
     let all = context.answering(cluster).await?;
-    let everyone: Vec<Member> = all.iter().map(|(member, _)| member.clone()).collect();
+    let everyone = all.len();
     let mut pending = all;
     let mut wait = Wait::new(AGREE);
-    let mut told = Duration::ZERO;
+    let mut told = Tick { pause: NUDGE, last: Some(Instant::now()) };
     loop {
         pending.retain(|(_, view)| !holds(view));
         if pending.is_empty() {
             return Ok(());
         }
-        if wait.waited() > told + NUDGE {
-            told = wait.waited() + NUDGE * 4;
-            let deaf: Vec<Member> = if everyone.len() <= MESH_MAX {
-                pending.iter().map(|(member, _)| member.clone()).collect()
-            } else {
-                pending.iter().take(INTRODUCTIONS).map(|(member, _)| member.clone()).collect()
-            };
-            for teller in tellers {
-                introduce(context, teller, &deaf).await?;
-            }
+        if told.is_due() {
+            let most = if everyone <= MESH_MAX { MESH_MAX } else { INTRODUCTIONS };
+            let deaf = pending.iter().take(most).map(|(member, _)| member.clone());
+            tell(context, tellers, &deaf.collect::<Vec<_>>()).await?;
         }
         wait.pause(|| {
             let names: Vec<String> = pending.iter().map(|(m, _)| m.name.to_string()).collect();
@@ -234,7 +276,7 @@ pub(super) async fn assign(
         async move { context.call_all(&member, &add_slots(&missing)).await }
     });
     together(adding).await.into_iter().collect::<Result<(), _>>()?;
-    let tellers: Vec<Member> = owners.iter().map(|(member, ..)| member.clone()).collect();
+    let tellers: Vec<&Member> = owners.iter().map(|(member, ..)| member).collect();
     agree(context, cluster, &tellers, "the slots are assigned", |view| {
         owners.iter().all(|(_, id, slots)| {
             // A node that hasn't met the owner yet has nothing to say of it.
@@ -272,7 +314,9 @@ pub(super) async fn replicate(
         return Err(StepError::Stale(format!("{node} owns slots")));
     }
     let mut wait = Wait::new(AGREE);
-    while !view.met(source_id).is_some_and(|row| row.flags.primary) {
+    // A replica that knows no primary with slots counts itself to a minority, and would have to
+    // wait for seconds before it could take over.
+    while !knows(&view, &source, &source_view) {
         wait.pause(|| format!("{node} knows {primary} as a primary")).await?;
         view = context.view(&member).await?;
     }
@@ -285,8 +329,9 @@ pub(super) async fn replicate(
         row.is_none_or(|row| row.primary == Some(source_id))
     };
     let what = format!("{node} is a replica of {primary}");
+    let tellers = [&member];
     let (agreed, synced) = tokio::join!(
-        agree(context, &node.cluster, std::slice::from_ref(&member), &what, is_told),
+        agree(context, &node.cluster, &tellers, &what, is_told),
         wait_in_sync(context, &member, report),
     );
     agreed.and(synced)

@@ -8,11 +8,13 @@ use protocol::NodeId;
 use super::{
     Context, Member, Report, StepError, View,
     context::{Wait, together},
-    life,
+    join, life,
 };
 
 /// How long the servers try a manual failover before they give it up.
 const ATTEMPT: Duration = Duration::from_millis(5_500);
+/// How long two nodes that are both up may take to link.
+const LINK: Duration = Duration::from_secs(5);
 /// How long the other nodes may take to hear of a new primary.
 const AGREE: Duration = Duration::from_secs(10);
 
@@ -32,6 +34,7 @@ pub(super) async fn hand_over(
             return settled(context, &old, &new, new_view.id()).await;
         }
         can_hand_over(context, from, &old_view, to, &new_view).await?;
+        wait_linked(context, &new, old_view.id()).await?;
         context.call(&new, &["CLUSTER", "FAILOVER"]).await?;
         if wait_primary(context, &new, ATTEMPT).await? {
             record(context, &new, new_view.id())?;
@@ -119,6 +122,16 @@ pub(super) async fn open_shards(
         all_follow(context, &new, id).await?;
     }
     Ok(())
+/// Waits until the replica's bus link to its primary stands, over which the two arrange the moment.
+async fn wait_linked(context: &Context, new: &Member, old: NodeId) -> Result<(), StepError> {
+    let mut wait = Wait::new(LINK);
+    loop {
+        let view = context.view(new).await?;
+        if view.nodes.row(old).is_some_and(|row| row.link_up && !row.flags.fail) {
+            return Ok(());
+        }
+        wait.pause(|| format!("{} is linked to its primary", new.name)).await?;
+    }
 }
 
 /// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
@@ -192,7 +205,15 @@ async fn settled(
         }
         wait.pause(|| format!("{} is an in-sync replica of {}", old.name, new.name)).await?;
     }
-    all_follow(context, new, id).await
+    // The new primary tells everyone at once, the old one only when its turn comes: until then it
+    // looks like a primary that lost its slots.
+    let what = format!("{} follows {}", old.name, new.name);
+    let old_id = context.view(old).await?.id();
+    let follows = |view: &View| {
+        let follower = view.nodes.row(old_id).and_then(|row| row.primary);
+        follower == Some(id) && view.nodes.row(id).is_some_and(|row| !row.slots.is_empty())
+    };
+    join::agree(context, &new.name.cluster, &[old, new], &what, follows).await
 }
 
 /// Waits until every node that answers takes the slots' owner from the new primary.
