@@ -24,7 +24,7 @@ const MESH_MAX: usize = 16;
 const INTRODUCTIONS: usize = 8;
 /// How long a first meeting may take before it is begun again.
 const HANDSHAKE: Duration = Duration::from_secs(2);
-/// After how long without effect the peers are told again.
+/// After how long without effect peers are told again: a little more than the servers' own tick.
 const NUDGE: Duration = Duration::from_millis(120);
 /// How long a cluster may take to agree on something.
 const AGREE: Duration = Duration::from_secs(30);
@@ -203,8 +203,8 @@ async fn introduce(context: &Context, teller: &Member, peers: &[Member]) -> Resu
     if calls.is_empty() { Ok(()) } else { context.call_all(teller, &calls).await }
 }
 
-/// Waits until all nodes' views satisfy the condition; tellers are made to spread their news where
-/// it takes long.
+/// Waits until all nodes' views satisfy the condition, which is about the tellers. Those who don't
+/// know are told at once: by itself the news could take seconds.
 pub(super) async fn agree(
     context: &Context,
     cluster: &ClusterName,
@@ -216,7 +216,7 @@ pub(super) async fn agree(
     let everyone = all.len();
     let mut pending = all;
     let mut wait = Wait::new(AGREE);
-    let mut told = Tick { pause: NUDGE, last: Some(Instant::now()) };
+    let mut told = Tick::new(NUDGE);
     loop {
         pending.retain(|(_, view)| !holds(view));
         if pending.is_empty() {
