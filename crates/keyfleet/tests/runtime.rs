@@ -19,13 +19,13 @@ use fleet::{
         Takeover, User, Zone,
     },
     observed::{Disk, Link, Observed, Process, Role, Server, Up},
+    plan::is_calm,
     step::{Action, Step, Wave},
 };
 use keyfleet::{
     admin_client::{Connection, Pool},
     engines,
     execute::{Context, Event, Outcome, Sink, StepError, execute_wave},
-    node_files::acl_digest,
     observe::{Observer, observe_foreign},
     runtimes::process::{self, Handle},
     store::Store,
@@ -158,6 +158,15 @@ impl World {
         }
     }
 
+    fn spec(&self) -> &Cluster {
+        &self.context.fleet.clusters[&ClusterName::new("cache")]
+    }
+
+    async fn until_calm(&mut self) {
+        let spec = self.spec().clone();
+        self.until("calm", |observed| is_calm(&spec, observed)).await;
+    }
+
     fn create(&self, number: u32) -> Action {
         let base = self.context.fleet.clusters[&ClusterName::new("cache")].ports;
         let ports = base.at(u16::try_from(number).unwrap() - 1).unwrap();
@@ -182,7 +191,7 @@ impl World {
     async fn cluster(&mut self) {
         let started = Instant::now();
         self.form().await;
-        self.until("calm", is_calm).await;
+        self.until_calm().await;
         eprintln!("state ok everywhere: {:?}", started.elapsed());
     }
 
@@ -216,15 +225,6 @@ impl Drop for World {
         }
         fs::remove_dir_all(&self.root).unwrap();
     }
-}
-
-fn is_calm(observed: &Observed) -> bool {
-    observed.history[&ClusterName::new("cache")].calm_since_ms.is_some()
-}
-
-fn users_acl(context: &Context) -> Result<String, keyfleet::node_files::NodeFileError> {
-    let cluster = &context.fleet.clusters[&ClusterName::new("cache")];
-    keyfleet::node_files::users_acl(&context.fleet, cluster, &context.store)
 }
 
 /// Writes one key after another, each once, to whichever of the nodes is the primary of slot 0's
@@ -307,7 +307,7 @@ async fn six_nodes_become_a_cluster() {
         assert_eq!(view.process, Process::Running, "{node}");
         let up = view.up().unwrap();
         assert_eq!(view.disk.id, Some(up.id), "{node}");
-        assert!(up.acl.is_some(), "{node}");
+        assert!(up.users_current, "{node}");
         assert_eq!(up.config["save"], "", "{node}");
         assert_eq!(up.config["cluster-node-timeout"], "15000", "{node}");
         let primary = match up.role {
@@ -332,7 +332,7 @@ async fn handing_over_ends_the_wait_of_fresh_primaries() {
         .run((1..=3).map(|number| Action::Handover { from: name(number), to: name(number + 3) }))
         .await;
     eprintln!("handed over: {:?}", started.elapsed());
-    world.until("calm", is_calm).await;
+    world.until_calm().await;
     eprintln!("calm: {:?}", started.elapsed());
     for number in 4..=6 {
         assert!(world.up(number).await.is_primary());
@@ -358,7 +358,8 @@ async fn a_handover_loses_nothing() {
     assert_eq!(up.keys, count);
     assert_eq!(world.up(1).await.keys, count);
     assert!(matches!(world.up(1).await.role, Role::Replica { of, .. } if of == up.id));
-    assert!(is_calm(&world.observe().await));
+    let observed = world.observe().await;
+    assert!(is_calm(world.spec(), &observed));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -382,7 +383,7 @@ async fn a_dead_primary_is_replaced_at_once() {
     assert!(world.up(4).await.is_primary());
     assert_eq!(world.observe().await.nodes[&name(1)].process, Process::Gone);
     world.run([Action::StartNode { node: name(1) }]).await;
-    world.until("calm", is_calm).await;
+    world.until_calm().await;
     assert!(!world.up(1).await.is_primary());
 }
 
@@ -416,19 +417,17 @@ async fn settings_change_live_and_by_restart() {
 async fn users_are_loaded_and_their_drift_is_seen() {
     let mut world = World::new("acl", &[("save", "")]).await;
     world.run([world.create(1)]).await;
-    let first = world.up(1).await.acl.unwrap();
+    assert!(world.up(1).await.users_current);
     let user = User { password: PasswordSource::Generated, rules: "+@read ~*".into() };
-    world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), user)));
+    world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), user.clone())));
+    assert!(!world.up(1).await.users_current);
     world.run([Action::ApplyAcl { node: name(1) }]).await;
-    let second = world.up(1).await.acl.unwrap();
-    assert_ne!(first, second);
-    let users = users_acl(&world.context).unwrap();
-    assert_eq!(acl_digest(&users), second);
+    assert!(world.up(1).await.users_current);
     let member = world.context.member(&name(1)).unwrap();
     world.context.call(&member, &["ACL", "SETUSER", "app", "+@all"]).await.unwrap();
-    assert_eq!(world.up(1).await.acl, None);
+    assert!(!world.up(1).await.users_current);
     world.run([Action::ApplyAcl { node: name(1) }]).await;
-    assert_eq!(world.up(1).await.acl, Some(second.clone()));
+    assert!(world.up(1).await.users_current);
 
     let bad = User { password: PasswordSource::None, rules: "+nonsense".into() };
     world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), bad)));
@@ -436,7 +435,8 @@ async fn users_are_loaded_and_their_drift_is_seen() {
     assert!(matches!(outcome.failed[..], [(_, StepError::Refused { .. })]), "{outcome:?}");
     world.kill(1).await;
     world.run([Action::StartNode { node: name(1) }]).await;
-    assert_eq!(world.up(1).await.acl, Some(second));
+    world.cluster_spec(|cluster| drop(cluster.users.insert("app".into(), user)));
+    assert!(world.up(1).await.users_current);
     let printed = format!("{:?}", world.context);
     let secret = world.context.store.secret(&ClusterName::new("cache"), "keyfleet").unwrap();
     assert!(!printed.contains(secret.expose()));
@@ -495,7 +495,7 @@ async fn data_outlives_a_stop() {
     assert!(observed.nodes.values().all(|view| view.process == Process::Gone));
     assert!(observed.nodes[&name(1)].disk.data_bytes > 0);
     world.run((1..=6).map(|number| Action::StartNode { node: name(number) })).await;
-    world.until("calm", is_calm).await;
+    world.until_calm().await;
     assert_eq!(world.up(1).await.keys, count);
 }
 
