@@ -15,6 +15,8 @@ use super::{
 const ATTEMPT: Duration = Duration::from_millis(5_500);
 /// How long two nodes that are both up may take to link.
 const LINK: Duration = Duration::from_secs(5);
+/// How long a promotion waits for links at most: nobody can write meanwhile.
+const QUICK: Duration = Duration::from_millis(200);
 /// How long the other nodes may take to hear of a new primary.
 const AGREE: Duration = Duration::from_secs(10);
 
@@ -34,7 +36,7 @@ pub(super) async fn hand_over(
             return settled(context, &old, &new, new_view.id()).await;
         }
         can_hand_over(context, from, &old_view, to, &new_view).await?;
-        wait_linked(context, &new, old_view.id()).await?;
+        wait_linked(context, &new, LINK).await?;
         context.call(&new, &["CLUSTER", "FAILOVER"]).await?;
         if wait_primary(context, &new, ATTEMPT).await? {
             record(context, &new, new_view.id())?;
@@ -125,12 +127,33 @@ pub(super) async fn open_shards(
 /// Waits until the replica's bus link to its primary stands, over which the two arrange the moment.
 async fn wait_linked(context: &Context, new: &Member, old: NodeId) -> Result<(), StepError> {
     let mut wait = Wait::new(LINK);
+/// Waits until the candidate and the primaries have bus links, both ways. A vote that is sent while
+/// a link is being made anew is lost, and so is the election.
+async fn wait_linked(
+    context: &Context,
+    candidate: &Member,
+    deadline: Duration,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(deadline);
     loop {
-        let view = context.view(new).await?;
-        if view.nodes.row(old).is_some_and(|row| row.link_up && !row.flags.fail) {
+        let all = context.members(&candidate.name.cluster)?;
+        let views = context.views_within(&all, QUICK).await;
+        let views: Vec<View> = views.into_iter().filter_map(Result::ok).collect();
+        let linked = |one: &View, other: NodeId| {
+            one.nodes.row(other).is_some_and(|row| row.link_up || row.flags.myself)
+        };
+        let own = views.iter().find(|view| {
+            view.nodes.my_row().is_some_and(|row| row.port == candidate.place.ports.tcp)
+        });
+        let voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
+        let all_linked = own.is_some_and(|own| {
+            let id = own.id();
+            voters.map(|voter| linked(voter, id) && linked(own, voter.id())).all(|both| both)
+        });
+        if all_linked {
             return Ok(());
         }
-        wait.pause(|| format!("{} is linked to its primary", new.name)).await?;
+        wait.pause(|| format!("{} is linked to the primaries", candidate.name)).await?;
     }
 }
 
@@ -152,6 +175,10 @@ pub(super) async fn promote(
         let dead_id = crate::observe::disk(&context.store.node_dir(dead)).id;
         if dead_id.is_some() && of != dead_id {
             return Err(StepError::Stale(format!("{to} is no replica of {dead}")));
+        }
+        match wait_linked(context, &member, QUICK).await {
+            Ok(()) | Err(StepError::Late { .. }) => {}
+            Err(error) => return Err(error),
         }
         context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await?;
         if !wait_primary(context, &member, ATTEMPT).await? {
