@@ -10,9 +10,16 @@
 //! hint: did you mean `shards`?
 //! ```
 
-use std::{error::Error, path::Path};
+use std::{
+    error::Error,
+    io::{self, ErrorKind},
+    path::Path,
+};
 
-use crate::cli::text::{Style, columns, safe, wrap};
+use crate::{
+    cli::text::{Style, columns, safe, wrap},
+    store::StoreError,
+};
 
 /// Where a command ended other than well: problems to show and the code to exit with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,25 +99,26 @@ impl Failure {
         Self { exit: Exit::Done, problems: Vec::new() }
     }
 
+    /// The machine's fault, in the error's own words, with what led to it.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        let failure = Self::environment(error.to_string());
+        match error.source() {
+            Some(source) => failure.because(source),
+            None => failure,
+        }
+    }
+
     /// What couldn't be done to a file or directory, with the fitting hint and exit code.
-    pub fn file(what: &str, path: &Path, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind;
+    pub fn file(what: &str, path: &Path, error: &io::Error) -> Self {
         let shown = path.display();
-        let hint = match error.kind() {
-            ErrorKind::PermissionDenied => format!("check who may use it: ls -ld {shown}"),
-            ErrorKind::ReadOnlyFilesystem => {
-                "the file system is read-only; run keyfleet in a directory that can be written"
-                    .to_owned()
-            }
-            ErrorKind::StorageFull => format!("free some space: df -h {shown}"),
-            ErrorKind::NotFound => format!("check the path: ls {shown}"),
-            _ => format!("look at it: ls -la {shown}"),
-        };
-        let mut failure = Self::environment(format!("cannot {what} {shown}"));
+        let mut failure = Self::environment(format!("cannot {what} {shown}")).because(error);
         if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) {
             failure.exit = Exit::User;
         }
-        failure.because(error).hint(hint)
+        match file_hint(error.kind()) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 
     /// Adds the error that led to it, with its own sources.
@@ -150,20 +158,60 @@ impl Failure {
     }
 }
 
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let kind = error.source().and_then(|source| source.downcast_ref()).map(io::Error::kind);
+        let mut failure = Self::of(&error);
+        if matches!(kind, Some(ErrorKind::NotFound | ErrorKind::PermissionDenied)) {
+            failure.exit = Exit::User;
+        }
+        match kind.and_then(file_hint) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// What to do about a file that can't be used.
+const fn file_hint(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::PermissionDenied => {
+            Some("see who may use it (ls -ld), and run keyfleet as that user")
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            Some("the file system is read-only: run keyfleet in a directory that can be written")
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some("the disk is full: free some space (df -h .)")
+        }
+        ErrorKind::NotFound => Some("check the path: a directory of it is missing"),
+        _ => None,
+    }
+}
+
 impl Problem {
+    /// The problem as a warning.
+    pub fn render_warning(&self, style: Style, width: usize) -> String {
+        self.render_as(&style.yellow("warning:"), 9, style, width)
+    }
+
     fn render(&self, style: Style, width: usize) -> String {
-        let line = |label: String, indent: usize, text: &str| {
+        self.render_as(&style.bold_red("error:"), 7, style, width)
+    }
+
+    fn render_as(&self, label: &str, indent: usize, style: Style, width: usize) -> String {
+        let line = |label: &str, indent: usize, text: &str| {
             format!("{label} {}\n", wrap(&safe(text), width, indent))
         };
-        let mut out = line(style.bold_red("error:"), 7, &self.message);
+        let mut out = line(label, indent, &self.message);
         if let Some(place) = &self.place {
             out.push_str(&place.render(style, width));
         }
         for cause in &self.causes {
-            out.push_str(&line(style.bold("cause:"), 7, cause));
+            out.push_str(&line(&style.bold("cause:"), 7, cause));
         }
         if let Some(hint) = &self.hint {
-            out.push_str(&line(style.cyan("hint:"), 6, hint));
+            out.push_str(&line(&style.cyan("hint:"), 6, hint));
         }
         out
     }

@@ -2,11 +2,10 @@
 
 use std::{fs::OpenOptions, io::ErrorKind, io::Write as _};
 
+use fleet::spec::STARTER;
+
 use super::context::Context;
 use crate::errors::{Exit, Failure};
-
-/// What is written; every line that is commented out shows a default or a choice.
-pub const STARTER: &str = include_str!("starter.yaml");
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
@@ -24,10 +23,7 @@ pub fn run(context: &Context, _: &Args) -> Result<Exit, Failure> {
     file.write_all(STARTER.as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(|error| Failure::file("write", path, &error))?;
-    let up = match &context.file {
-        None => "keyfleet up".to_owned(),
-        Some(path) => format!("keyfleet --file {} up", path.display()),
-    };
+    let up = context.command("up");
     context.printer.note(&format!("Wrote {}. Read it, then: {up}", path.display()));
     Ok(Exit::Done)
 }

@@ -107,7 +107,7 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
     match cli.command {
         Command::Init(args) => init::run(&context, &args),
         Command::Schema => schema::run(&context),
-        Command::Doctor(args) => doctor::run(&context, &args),
+        Command::Doctor(args) => block_on(doctor::run(&context, args)),
         Command::Up(args) => block_on(up::run(&context, args)),
         Command::Plan(args) => block_on(plan::run(&context, args)),
         Command::Status(args) => block_on(status::run(&context, args)),

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::text::{Style, cut};
-use crate::errors::Failure;
+use crate::errors::{Failure, Problem};
 
 /// The widest that anything is drawn.
 pub const WIDTH_MAX: usize = 100;
@@ -111,6 +111,12 @@ impl Printer {
     pub fn failure(&self, failure: &Failure) {
         let text = failure.render(self.error_style, error_width());
         let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+
+    /// What is probably not meant, on stderr.
+    pub fn warning(&self, problem: &Problem) {
+        let text = problem.render_warning(self.error_style, error_width());
+        self.note(text.trim_end());
     }
 
     /// Draws a whole screen anew on stdout, the cursor staying on it.

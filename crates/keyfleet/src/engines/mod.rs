@@ -69,6 +69,19 @@ pub async fn find(want: &EngineWant, cache: &Path) -> Result<EngineBinary, Engin
     find_on(want, cache, &env::var_os("PATH").unwrap_or_default()).await
 }
 
+/// The engine that the spec asks for, where it is on this machine already. Changes nothing.
+pub async fn present(want: &EngineWant, cache: &Path) -> Option<EngineBinary> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if let Some(given) = &want.path {
+        return search::given(want, given, &path).await.ok();
+    }
+    let found = search::best(want, &search::on_path(&path).await);
+    match found {
+        Some(found) => Some(found),
+        None => search::best(want, &library::list(cache).await),
+    }
+}
+
 /// [`find`] with another PATH than this process has; apt is called by this process's own.
 pub async fn find_on(
     want: &EngineWant,
