@@ -90,6 +90,36 @@ async fn can_hand_over(
     Ok(())
 }
 
+/// Waits until the candidate and the primaries have bus links, both ways. A vote that is sent while
+/// a link is being made anew is lost, and so is the election.
+async fn wait_linked(
+    context: &Context,
+    candidate: &Member,
+    deadline: Duration,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(deadline);
+    loop {
+        let all = context.members(&candidate.name.cluster)?;
+        let views = context.views_within(&all, QUICK).await;
+        let views: Vec<View> = views.into_iter().filter_map(Result::ok).collect();
+        let linked = |one: &View, other: NodeId| {
+            one.nodes.row(other).is_some_and(|row| row.link_up || row.flags.myself)
+        };
+        let own = views.iter().find(|view| {
+            view.nodes.my_row().is_some_and(|row| row.port == candidate.place.ports.tcp)
+        });
+        let voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
+        let all_linked = own.is_some_and(|own| {
+            let id = own.id();
+            voters.map(|voter| linked(voter, id) && linked(own, voter.id())).all(|both| both)
+        });
+        if all_linked {
+            return Ok(());
+        }
+        wait.pause(|| format!("{} is linked to the primaries", candidate.name)).await?;
+    }
+}
+
 /// CLUSTER FAILOVER TAKEOVER on the replicas of a cluster that holds nothing: there is nothing that
 /// the missing votes could protect.
 pub(super) async fn open_shards(
@@ -124,37 +154,6 @@ pub(super) async fn open_shards(
         all_follow(context, &new, id).await?;
     }
     Ok(())
-/// Waits until the replica's bus link to its primary stands, over which the two arrange the moment.
-async fn wait_linked(context: &Context, new: &Member, old: NodeId) -> Result<(), StepError> {
-    let mut wait = Wait::new(LINK);
-/// Waits until the candidate and the primaries have bus links, both ways. A vote that is sent while
-/// a link is being made anew is lost, and so is the election.
-async fn wait_linked(
-    context: &Context,
-    candidate: &Member,
-    deadline: Duration,
-) -> Result<(), StepError> {
-    let mut wait = Wait::new(deadline);
-    loop {
-        let all = context.members(&candidate.name.cluster)?;
-        let views = context.views_within(&all, QUICK).await;
-        let views: Vec<View> = views.into_iter().filter_map(Result::ok).collect();
-        let linked = |one: &View, other: NodeId| {
-            one.nodes.row(other).is_some_and(|row| row.link_up || row.flags.myself)
-        };
-        let own = views.iter().find(|view| {
-            view.nodes.my_row().is_some_and(|row| row.port == candidate.place.ports.tcp)
-        });
-        let voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
-        let all_linked = own.is_some_and(|own| {
-            let id = own.id();
-            voters.map(|voter| linked(voter, id) && linked(own, voter.id())).all(|both| both)
-        });
-        if all_linked {
-            return Ok(());
-        }
-        wait.pause(|| format!("{} is linked to the primaries", candidate.name)).await?;
-    }
 }
 
 /// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
