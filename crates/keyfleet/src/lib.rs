@@ -6,6 +6,8 @@ pub mod doctor;
 pub mod engines;
 pub mod errors;
 pub mod execute;
+pub mod guard;
+pub mod lease;
 pub mod mover;
 pub mod node_files;
 pub mod observe;

@@ -16,7 +16,11 @@ use fleet::{
     plan::plan,
     step::{Action, Step, Wave},
 };
-use tokio::{sync::mpsc, task::JoinHandle, time};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{self, Instant},
+};
 
 use crate::{
     execute::{Context, Event, Sink, StepError, execute_wave},
@@ -30,6 +34,9 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How long a turn waits for what is under way by itself.
 const MOMENT: Duration = Duration::from_millis(50);
+
+/// How long steps under way may go on after we were told to stop.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Waves in a row of which nothing could be done.
 const FAILURES_MAX: u32 = 3;
@@ -88,7 +95,8 @@ impl Reconciler {
         Ok(Turn { observed, wave })
     }
 
-    /// Do a wave's steps. `stop` is asked before each begins.
+    /// Do a wave's steps. `stop` is asked before each begins and again and again while they run: those
+    /// that don't end soon after it says yes are dropped, which is safe.
     pub async fn act(
         &mut self,
         wave: &Wave,
@@ -110,8 +118,16 @@ impl Reconciler {
         {
             let running = execute_wave(wave, &self.context, &counting, stop);
             tokio::pin!(running);
+            let mut told_to_stop: Option<Instant> = None;
             loop {
                 tokio::select! {
+                    () = time::sleep(MOMENT), if stop() => {
+                        let since = *told_to_stop.get_or_insert_with(Instant::now);
+                        if since.elapsed() > GRACE {
+                            break;
+                        }
+                    }
+                    () = time::sleep(MOMENT) => {}
                     outcome = &mut running => {
                         acted.failed = outcome.failed;
                         break;
@@ -182,10 +198,9 @@ impl Reconciler {
         let _ = time::timeout(MOMENT, self.watch.deaths.recv()).await;
     }
 
-    /// Until a process ends, or a while has passed.
-    pub async fn pause(&mut self) {
-        // Why it ended the pause is for the next look to see.
-        let _ = time::timeout(TICK, self.watch.deaths.recv()).await;
+    /// Until a process ends (`true`), or a while has passed.
+    pub async fn pause(&mut self) -> bool {
+        time::timeout(TICK, self.watch.deaths.recv()).await.is_ok()
     }
 }
 

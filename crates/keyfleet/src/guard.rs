@@ -1,0 +1,226 @@
+//! Keeps watch: heals what died, keeps settings and spread as the applied spec wants them, and does
+//! nothing else. What it may do is the planner's decision alone; here is who may act and when.
+//!
+//! One guard acts, holding the lease; others stand by. A command that changes the fleet gets the lease
+//! from it between steps, and the guard reads the applied spec anew when it has it back. A frozen
+//! cluster is looked at and left alone.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use fleet::{
+    model::{ClusterName, GuardMode},
+    step::{Action, Wave},
+};
+use tokio::time::{self, Instant};
+
+use crate::{
+    execute::{Event, Sink},
+    lease::{Lease, LeaseError},
+    observe::now_ms,
+    reconcile::{Reconciler, Turn},
+    session::{Session, SessionError},
+    store::{Store, StoreError},
+};
+
+/// How often one that stands by tries for the lease.
+const STAND_BY: Duration = Duration::from_millis(200);
+
+/// The pauses after steps that failed: doubled up to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// Guard can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Guard the fleet whose spec is (or was) at `file`, until `stop` or until nothing is left to guard.
+/// `observe_only`: say what would be done.
+pub async fn guard(
+    file: &Path,
+    observe_only: bool,
+    stop: Arc<AtomicBool>,
+) -> Result<(), GuardError> {
+    let store = Store::beside(file)?;
+    while let Some(lease) = stand_by(&store, &stop).await? {
+        let Some(session) = Session::applied(file)? else { break };
+        if session.fleet.clusters.values().all(|cluster| cluster.stopped) {
+            break;
+        }
+        act(&session, lease, observe_only, &stop).await?;
+    }
+    tracing::info!("guard ends");
+    Ok(())
+}
+
+/// Wait for the lease. None: told to stop, or nothing is left to guard.
+async fn stand_by(store: &Store, stop: &AtomicBool) -> Result<Option<Lease>, GuardError> {
+    let mut said: Option<u32> = None;
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(lease) = Lease::try_guard(store)? {
+            return Ok(Some(lease));
+        }
+        let holder = Lease::holder(store)?;
+        if let Some(holder) = holder.filter(|holder| said != Some(holder.pid)) {
+            said = Some(holder.pid);
+            tracing::info!("standing by: keyfleet {} acts (pid {})", holder.command, holder.pid);
+        }
+        if store.applied()?.is_none() {
+            return Ok(None);
+        }
+        time::sleep(STAND_BY).await;
+    }
+    Ok(None)
+}
+
+/// Turn after turn while the lease is ours and nobody else wants it.
+async fn act(
+    session: &Session,
+    lease: Lease,
+    observe_only: bool,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), GuardError> {
+    let mut reconciler = Reconciler::new(session.context().await?);
+    let mut narrator = Narrator::default();
+    let sink = narrating();
+    let mode = if observe_only { GuardMode::Observe } else { session.fleet.guard.mode };
+    tracing::info!("guarding {}", names(session.fleet.clusters.keys()));
+    let mut back_off = BACK_OFF.0;
+    let released = || lease.is_wanted() || stop.load(Ordering::Relaxed);
+    while !released() {
+        let turn = match reconciler.look().await {
+            Ok(turn) => turn,
+            Err(error) => {
+                tracing::error!("can't look: {error}");
+                reconciler.pause().await;
+                continue;
+            }
+        };
+        let frozen = frozen(session)?;
+        let may = |cluster: &ClusterName| mode == GuardMode::Enforce && !frozen.contains(cluster);
+        narrator.tell(&turn, &frozen, mode);
+        let mut wave = turn.wave;
+        wave.steps.retain(|step| may(&step.cluster));
+        if wave.steps.is_empty() {
+            reconciler.pause().await;
+            continue;
+        }
+        let acted = reconciler.act(&wave, &sink, &released).await;
+        if let Some(node) = &acted.interrupted_by {
+            tracing::warn!("{node} ended; what was under way is planned anew");
+        }
+        if acted.failed.is_empty() || acted.done > 0 {
+            back_off = BACK_OFF.0;
+        } else {
+            rest(&mut reconciler, back_off, &released).await;
+            back_off = (back_off * 2).min(BACK_OFF.1);
+        }
+    }
+    Ok(())
+}
+
+/// A pause after failures; a death or somebody who wants the lease ends it.
+async fn rest(reconciler: &mut Reconciler, pause: Duration, released: &(dyn Fn() -> bool + Sync)) {
+    let until = Instant::now() + pause;
+    while Instant::now() < until && !released() {
+        if reconciler.pause().await {
+            return;
+        }
+    }
+}
+
+fn frozen(session: &Session) -> Result<BTreeSet<ClusterName>, StoreError> {
+    let mut frozen = BTreeSet::new();
+    for cluster in session.fleet.clusters.keys() {
+        if session.store.freeze(cluster)?.is_some_and(|freeze| freeze.until_ms > now_ms()) {
+            frozen.insert(cluster.clone());
+        }
+    }
+    Ok(frozen)
+}
+
+fn names<'a>(clusters: impl Iterator<Item = &'a ClusterName>) -> String {
+    clusters.map(ClusterName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// What steps say in guard's log.
+fn narrating() -> Sink {
+    Arc::new(|event: Event<'_>| match event {
+        Event::Started(step) => tracing::debug!(cluster = %step.cluster, "{}", step.action),
+        Event::Progress(step, text) => {
+            tracing::debug!(cluster = %step.cluster, "{}: {text}", step.action);
+        }
+        Event::Done(step, done) => {
+            let took_ms = done.took.as_millis();
+            let line = format!("{}: {} ({took_ms} ms)", step.action, step.why);
+            match step.action {
+                Action::Promote { .. } | Action::KillNode { .. } | Action::RepairSlots { .. } => {
+                    tracing::warn!(cluster = %step.cluster, "{line}");
+                }
+                _ => tracing::info!(cluster = %step.cluster, "{line}"),
+            }
+        }
+        Event::Failed(step, error) => {
+            tracing::warn!(cluster = %step.cluster, "{} failed: {error}", step.action);
+        }
+        Event::Skipped(_) => {}
+    })
+}
+
+/// Says what is blocked, waited for, or left undone, once when it comes up.
+#[derive(Default)]
+struct Narrator {
+    said: BTreeSet<String>,
+}
+
+impl Narrator {
+    fn tell(&mut self, turn: &Turn, frozen: &BTreeSet<ClusterName>, mode: GuardMode) {
+        let mut now = BTreeSet::new();
+        let mut say = |text: String, urgent: bool| {
+            if !self.said.contains(&text) {
+                if urgent {
+                    tracing::warn!("{text}");
+                } else {
+                    tracing::info!("{text}");
+                }
+            }
+            now.insert(text);
+        };
+        let Wave { steps, blocked, waiting } = &turn.wave;
+        for step in steps {
+            if frozen.contains(&step.cluster) {
+                say(format!("frozen, so not done: {} ({})", step.action, step.why), true);
+            } else if mode != GuardMode::Enforce {
+                say(format!("only observing, so not done: {} ({})", step.action, step.why), true);
+            }
+        }
+        for blocked in blocked {
+            let hint = blocked.hint.as_ref().map_or(String::new(), |hint| format!("; {hint}"));
+            let text = format!("{}: {}: {}{hint}", blocked.cluster, blocked.wanted, blocked.reason);
+            say(text, true);
+        }
+        for waiting in waiting {
+            // Times count down; one line for each thing waited for is enough.
+            let text: String =
+                waiting.what.chars().filter(|letter| !letter.is_ascii_digit()).collect();
+            if !self.said.contains(&text) {
+                tracing::info!("{}: waiting: {}", waiting.cluster, waiting.what);
+            }
+            now.insert(text);
+        }
+        self.said = now;
+    }
+}
