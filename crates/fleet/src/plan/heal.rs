@@ -142,6 +142,15 @@ fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut
 
 fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Draft) {
     if let Some(to) = view.member(up.id) {
+        if let Role::Replica { of, .. } = up.role
+            && !view.is_known_as_replica(up.id, of)
+        {
+            draft.wait(format!(
+                "the primaries have not all heard yet that {} is a replica",
+                to.name
+            ));
+            return;
+        }
         draft.step(Action::Promote { dead: dead.clone(), to: to.name.clone() }, why);
     }
 }

@@ -130,30 +130,23 @@ pub(super) async fn open_shards(
     for (from, to) in pairs {
         let (old, new) = (context.member(from)?, context.member(to)?);
         let (old_view, new_view) = (context.view(&old).await?, context.view(&new).await?);
-        if new_view.is_primary() && new_view.owns_slots() {
-            heirs.push((new, new_view.id()));
-            continue;
+        if !(new_view.is_primary() && new_view.owns_slots()) {
+            if new_view.primary() != Some(old_view.id()) || !new_view.in_sync() {
+                return Err(StepError::Stale(format!("{to} is no replica of {from} in sync")));
+            }
+            let keys = context.call(&old, &["DBSIZE"]).await?;
+            if keys.as_integer() != Some(0) {
+                return Err(StepError::Stale(format!("{from} holds keys")));
+            }
+            context.call(&new, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await?;
         }
-        if new_view.primary() != Some(old_view.id()) || !new_view.in_sync() {
-            return Err(StepError::Stale(format!("{to} is no replica of {from} in sync")));
-        }
-        let keys = context.call(&old, &["DBSIZE"]).await?;
-        if keys.as_integer() != Some(0) {
-            return Err(StepError::Stale(format!("{from} holds keys")));
-        }
-        context.call(&new, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await?;
-        heirs.push((new, new_view.id()));
+        heirs.push((old, new, new_view.id()));
     }
-    for (new, id) in heirs {
-        if !wait_primary(context, &new, AGREE).await? {
-            return Err(StepError::Late {
-                what: format!("{} is primary", new.name),
-                waited: AGREE,
-            });
-        }
-        all_follow(context, &new, id).await?;
-    }
-    Ok(())
+    let settling = heirs.into_iter().map(|(old, new, id)| {
+        let context = context.clone();
+        async move { settled(&context, &old, &new, id).await }
+    });
+    together(settling).await.into_iter().collect()
 }
 
 /// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
