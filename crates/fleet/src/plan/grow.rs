@@ -194,7 +194,10 @@ pub(super) fn open(view: &View<'_>, draft: &mut Draft) {
     let mut pairs = Vec::new();
     for shard in &view.shards {
         let closed = view.primary_up(shard).is_some_and(|up| !up.cluster_ok);
-        let heir = shard.replicas.iter().copied().find(|index| view.in_sync(*index));
+        // One that says itself that the cluster is down would have to wait like the primary.
+        let heir = shard.replicas.iter().copied().find(|index| {
+            view.in_sync(*index) && view.members[*index].up.is_some_and(|up| up.cluster_ok)
+        });
         let (Some(primary), Some(heir), true) = (shard.primary, heir, closed) else { return };
         pairs.push((view.members[primary].name.clone(), view.members[heir].name.clone()));
     }

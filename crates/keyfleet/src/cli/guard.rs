@@ -10,6 +10,9 @@ pub struct Args {
     observe: bool,
 }
 
-pub async fn run(_context: &Context, _args: Args) -> Result<Exit, Failure> {
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    crate::guard::guard(context.file(), args.observe, Default::default())
+        .await
+        .map_err(|e| Failure::environment(e.to_string()))?;
     Ok(Exit::Done)
 }
