@@ -142,6 +142,19 @@ pub(super) async fn open_shards(
         }
         heirs.push((old, new, new_view.id()));
     }
+    // First everybody knows the new owners: of an old one that is heard to be a replica now, slots with
+    // no owner would be left, and a primary that sees those has to sit the delay out after all.
+    let owning = heirs.clone().into_iter().map(|(_, new, id)| {
+        let context = context.clone();
+        async move {
+            if !wait_primary(&context, &new, AGREE).await? {
+                let what = format!("{} is a primary", new.name);
+                return Err(StepError::Late { what, waited: AGREE });
+            }
+            all_follow(&context, &new, id).await
+        }
+    });
+    together(owning).await.into_iter().collect::<Result<(), _>>()?;
     let settling = heirs.into_iter().map(|(old, new, id)| {
         let context = context.clone();
         async move { settled(&context, &old, &new, id).await }
