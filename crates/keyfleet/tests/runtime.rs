@@ -536,3 +536,18 @@ async fn a_foreign_cluster_is_observed() {
         assert_eq!(own.up().unwrap().table, foreign.up().unwrap().table);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_with_their_keys() {
+    let mut world = World::new("move", &[("save", "")]).await;
+    world.cluster().await;
+    let writer = Writer::start(&world, &[1]);
+    writer.wait_written(200).await;
+    let (count, _) = writer.stop().await;
+    let slots = SlotSet::range(0, 99);
+    world.run([Action::MoveSlots { from: name(1), to: name(2), slots: slots.clone() }]).await;
+    let (source, target) = (world.up(1).await, world.up(2).await);
+    assert_eq!((source.keys, target.keys), (0, count));
+    assert_eq!(target.slots(), SlotSet::range(5461, 10922).union(&slots));
+    assert_eq!(source.slots(), SlotSet::range(100, 5460));
+}

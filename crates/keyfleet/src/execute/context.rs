@@ -7,8 +7,8 @@ use std::{
 
 use fleet::model::{Cluster, ClusterName, Fleet, NodeName};
 use protocol::{
-    NodeId, Value,
-    cluster_text::{ClusterNodes, LinkState, NodeRow, Role},
+    Engine, NodeId, Value,
+    cluster_text::{ClusterNodes, Info, LinkState, NodeRow, Role},
     resp::ServerError,
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -184,6 +184,16 @@ impl Context {
             })
         };
         view().map_err(|source| client(member, source))
+    }
+
+    /// The engine that the node's server is.
+    pub async fn running(&self, member: &Member) -> Result<Engine, StepError> {
+        let reply = self.call(member, &["INFO"]).await?;
+        let info = Info::from_reply(&reply).unwrap_or_default();
+        Engine::from_info(&info).map_err(|error| {
+            let (address, problem) = (member.address, error.to_string());
+            client(member, ClientError::Shape { address, command: "INFO", problem })
+        })
     }
 
     /// The views of several nodes, asked at once; in the order of the members.

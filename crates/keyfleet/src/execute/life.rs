@@ -6,11 +6,7 @@ use fleet::model::{HostId, NodeName, Ports};
 use protocol::cluster_text::Info;
 use rustix::process::Signal;
 
-use super::{
-    Context, Member, Report, StepError,
-    context::{Wait, client},
-    join, settings,
-};
+use super::{Context, Member, Report, StepError, context::Wait, join, settings};
 use crate::{
     admin_client::{ClientError, Commands},
     node_files::{NODE_CONF, Place, Program, USERS_ACL, node_conf, users_acl},
@@ -249,20 +245,12 @@ pub(super) async fn restart(
 
 /// Refuses an engine that can't read what the running one wrote.
 async fn can_follow(context: &Context, member: &Member) -> Result<(), StepError> {
-    let mut commands = Commands::new();
-    commands.push(["INFO"]);
-    let (login, deadline) = (Some(&member.login), Duration::from_secs(5));
-    let replies = context.pool.ask(member.address, login, deadline, &commands).await;
-    let replies = replies.map_err(|source| client(member, source))?;
-    let running = replies.first().and_then(Info::from_reply);
-    let running = running.and_then(|info| protocol::Engine::from_info(&info).ok());
+    let running = context.running(member).await?;
     let engine = context.engine(&member.name.cluster)?.engine;
-    match running {
-        Some(running) if !engine.can_follow(&running) => {
-            Err(StepError::Engine { node: member.name.clone(), engine, running })
-        }
-        _ => Ok(()),
+    if engine.can_follow(&running) {
+        return Ok(());
     }
+    Err(StepError::Engine { node: member.name.clone(), engine, running })
 }
 
 /// Stops a node that isn't needed any more, forgets it everywhere, and moves its directory away.

@@ -7,6 +7,7 @@ mod join;
 mod life;
 mod roles;
 mod settings;
+mod slots;
 mod wave;
 
 use std::{
@@ -25,7 +26,10 @@ pub use context::{Context, Member, View};
 pub(crate) use settings::loaded_acl;
 pub use wave::{Outcome, execute_wave};
 
-use crate::{admin_client::ClientError, node_files::NodeFileError, store::StoreError};
+use crate::{
+    admin_client::ClientError, mover::slots::MoveError, node_files::NodeFileError,
+    store::StoreError,
+};
 
 /// A step was done, or nothing was left to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub enum StepError {
     Unknown { what: String },
     #[error("{node}: {engine} can't take over from {running}")]
     Engine { node: NodeName, engine: Engine, running: Engine },
+    #[error(transparent)]
+    Move(#[from] Box<MoveError>),
     #[error(transparent)]
     Files(#[from] NodeFileError),
     #[error(transparent)]
@@ -129,8 +135,9 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
             settings::set_config(context, node, directives).await
         }
         Action::ApplyAcl { node } => settings::apply_acl(context, node).await,
-        Action::MoveSlots { .. } | Action::RepairSlots { .. } => {
-            Err(StepError::Unknown { what: step.action.to_string() })
+        Action::MoveSlots { from, to, slots } => {
+            slots::move_between(context, from, to, slots, report).await
         }
+        Action::RepairSlots { .. } => Err(StepError::Unknown { what: step.action.to_string() }),
     }
 }

@@ -108,10 +108,10 @@ async fn wait_linked(
         let own = views.iter().find(|view| {
             view.nodes.my_row().is_some_and(|row| row.port == candidate.place.ports.tcp)
         });
-        let voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
+        let mut voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
         let all_linked = own.is_some_and(|own| {
             let id = own.id();
-            voters.map(|voter| linked(voter, id) && linked(own, voter.id())).all(|both| both)
+            voters.all(|voter| linked(voter, id) && linked(own, voter.id()))
         });
         if all_linked {
             return Ok(());
