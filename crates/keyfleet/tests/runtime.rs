@@ -356,7 +356,9 @@ async fn a_handover_loses_nothing() {
     let up = world.up(4).await;
     assert!(up.is_primary());
     assert_eq!(up.keys, count);
-    assert_eq!(world.up(1).await.keys, count);
+    let copied = |observed: &Observed| observed.nodes[&name(1)].up().unwrap().keys == count;
+    world.until("copied", copied).await;
+    assert!(gap < Duration::from_secs(1), "{gap:?}");
     assert!(matches!(world.up(1).await.role, Role::Replica { of, .. } if of == up.id));
     let observed = world.observe().await;
     assert!(is_calm(world.spec(), &observed));
@@ -389,7 +391,7 @@ async fn a_dead_primary_is_replaced_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_change_live_and_by_restart() {
-    let mut world = World::new("settings", &[("save", ""), ("databases", "4")]).await;
+    let mut world = World::new("settings", &[("save", ""), ("tcp-backlog", "64")]).await;
     world.cluster().await;
     let before = world.up(4).await;
     world.config("maxmemory", "104857600");
@@ -398,17 +400,17 @@ async fn settings_change_live_and_by_restart() {
     world.run([Action::SetConfig { node: name(4), directives: live }]).await;
     assert_eq!(world.up(4).await.config["maxmemory"], "104857600");
 
-    world.config("databases", "8");
-    let directives = BTreeMap::from([("databases".to_owned(), DirectiveValue::single("8"))]);
+    world.config("tcp-backlog", "65");
+    let directives = BTreeMap::from([("tcp-backlog".to_owned(), DirectiveValue::single("65"))]);
     let outcome = world.wave([Action::SetConfig { node: name(4), directives }]).await;
     let refused = outcome.failed[0].1.to_string();
-    assert!(refused.contains("databases") && refused.contains("cache-4"), "{refused}");
+    assert!(refused.contains("tcp-backlog") && refused.contains("cache-4"), "{refused}");
     let outcome = world.wave([Action::RestartNode { node: name(1) }]).await;
     assert!(matches!(outcome.failed[..], [(_, StepError::Stale(_))]), "{outcome:?}");
     world.run([Action::RestartNode { node: name(4) }]).await;
     let after = world.up(4).await;
     assert_eq!(after.id, before.id);
-    assert_eq!(after.config["databases"], "8");
+    assert_eq!(after.config["tcp-backlog"], "65");
     assert_eq!(after.config["maxmemory"], "104857600");
     assert!(matches!(after.role, Role::Replica { link: Link::InSync, .. }));
 }

@@ -230,9 +230,17 @@ async fn settled(
     id: NodeId,
 ) -> Result<(), StepError> {
     let mut wait = Wait::new(AGREE);
+    let mut paused = !context.running(old).await?.dialect().ranges;
     loop {
         let view = context.view(old).await?;
-        if view.primary() == Some(id) && view.in_sync() {
+        let demoted = view.primary() == Some(id);
+        if demoted && paused {
+            // Engines before Redis 7.0 would hold their clients, which are to be redirected, and
+            // the new primary's stream until the attempt's time is over.
+            context.call(old, &["CLIENT", "UNPAUSE"]).await?;
+            paused = false;
+        }
+        if demoted && view.in_sync() {
             break;
         }
         wait.pause(|| format!("{} is an in-sync replica of {}", old.name, new.name)).await?;
