@@ -5,13 +5,13 @@
 //! primary doesn't wait for a long move of slots.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use fleet::{
-    model::NodeName,
+    model::{ClusterName, NodeName},
     observed::{Observed, Process},
     plan::plan,
     step::{Action, Step, Wave},
@@ -48,6 +48,8 @@ const DEATHS_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Reconciler {
     pub context: Context,
+    /// The clusters that are worked on; None: all.
+    pub only: Option<BTreeSet<ClusterName>>,
     observer: Observer,
     watch: Watch,
 }
@@ -84,14 +86,19 @@ pub enum Ended {
 impl Reconciler {
     pub fn new(context: Context) -> Self {
         let observer = Observer::new(Arc::clone(&context.store), context.pool.clone());
-        Self { context, observer, watch: Watch::new() }
+        Self { context, only: None, observer, watch: Watch::new() }
     }
 
     /// Look at the world and plan.
     pub async fn look(&mut self) -> Result<Turn, StoreError> {
         let observed = self.observer.observe(&self.context.fleet).await?;
         self.watch.follow(&self.context, &observed);
-        let wave = plan(&self.context.fleet, &observed);
+        let mut wave = plan(&self.context.fleet, &observed);
+        if let Some(only) = &self.only {
+            wave.steps.retain(|step| only.contains(&step.cluster));
+            wave.blocked.retain(|blocked| only.contains(&blocked.cluster));
+            wave.waiting.retain(|waiting| only.contains(&waiting.cluster));
+        }
         Ok(Turn { observed, wave })
     }
 

@@ -8,7 +8,7 @@ use rustix::{
 };
 
 use super::{
-    context::{Context, Loaded},
+    context::Context,
     printer::{Output, WIDTH_MAX},
     text::{Style, pad, plural, wrap},
 };
@@ -16,6 +16,7 @@ use crate::{
     doctor::{Check, Machine, Need, Verdict, examine},
     engines,
     errors::{Exit, Failure},
+    session::Session,
 };
 
 #[derive(Debug, clap::Args)]
@@ -26,9 +27,9 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let loaded = context.load()?;
-    let need = Need::of(&loaded.fleet, loaded.store.root().to_owned());
-    let checks = examine(&machine(&loaded).await, &need);
+    let session = context.open()?;
+    let need = Need::of(&session.fleet, session.store.root().to_owned());
+    let checks = examine(&machine(&session).await, &need);
     match args.output {
         Output::Json => context.printer.json(&checks)?,
         Output::Text => context.printer.data(&picture(&checks, context.printer.style))?,
@@ -37,10 +38,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     Ok(if failed { Exit::User } else { Exit::Done })
 }
 
-async fn machine(loaded: &Loaded) -> Machine {
+async fn machine(session: &Session) -> Machine {
     let mut engines_found = BTreeMap::new();
     if let Some(cache) = engines::default_cache() {
-        for (name, cluster) in &loaded.fleet.clusters {
+        for (name, cluster) in &session.fleet.clusters {
             let found = engines::present(&cluster.engine, &cache).await;
             let found = found
                 .map(|found| format!("{} at {}", found.engine, found.server.display()))
@@ -51,7 +52,7 @@ async fn machine(loaded: &Loaded) -> Machine {
     let root = geteuid().is_root();
     let user = env::var("USER").unwrap_or_else(|_| geteuid().as_raw().to_string());
     // The state directory comes with the first `up`; until then what holds it is measured.
-    let disk = loaded.store.root().ancestors().find_map(|path| statvfs(path).ok());
+    let disk = session.store.root().ancestors().find_map(|path| statvfs(path).ok());
     Machine {
         root: PathBuf::from("/"),
         disk: disk.map(|disk| (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)),

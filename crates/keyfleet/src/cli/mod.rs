@@ -3,6 +3,7 @@
 pub mod printer;
 pub mod text;
 
+mod connect;
 mod context;
 mod doctor;
 mod down;
@@ -12,8 +13,11 @@ mod handover;
 mod init;
 mod logs;
 mod plan;
+mod progress;
 mod schema;
+mod signals;
 mod status;
+mod steps;
 mod up;
 
 use std::{path::PathBuf, process::ExitCode};

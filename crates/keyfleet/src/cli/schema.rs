@@ -4,6 +4,6 @@ use super::context::Context;
 use crate::errors::{Exit, Failure};
 
 pub fn run(context: &Context) -> Result<Exit, Failure> {
-    context.printer.json(&fleet::spec::json_schema())?;
+    context.printer.data(&format!("{:#}\n", fleet::spec::json_schema()))?;
     Ok(Exit::Done)
 }

@@ -1,15 +1,26 @@
 //! `keyfleet up`: make the world match the fleet's file, then guard it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{collections::BTreeSet, env, path::Path};
+
+use fleet::{
+    model::{ClusterName, PasswordSource},
+    observed::Observed,
+    step::Step,
 };
 
-use super::context::Context;
+use super::{
+    connect,
+    context::{Context, clusters},
+    progress::Progress,
+    signals, status, steps,
+    text::{plural, span},
+};
 use crate::{
-    errors::{Exit, Failure},
-    execute::{Event, Sink},
-    reconcile::{Ended, Reconciler},
+    engines::EngineBinary,
+    errors::{Exit, Failure, Problem},
+    execute::{self, StepError},
+    node_files::default_password,
+    reconcile::{Ended, Reconciler, Turn},
     session::Session,
 };
 
@@ -26,39 +37,119 @@ pub struct Args {
     no_guard: bool,
 }
 
-pub async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
-    let started = std::time::Instant::now();
-    let session = Session::open(context.file(), context.file.is_some())
-        .map_err(|error| Failure::user(error.to_string()))?;
-    let steps = session.context().await.map_err(|error| Failure::user(error.to_string()))?;
-    session.store.set_applied(&session.text).map_err(|e| Failure::environment(e.to_string()))?;
-    let sink: Sink = Arc::new(move |event: Event<'_>| match event {
-        Event::Started(step) => {
-            eprintln!("{:?} start {}: {}", started.elapsed(), step.action, step.why)
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let stop = signals::asked_to_stop()?;
+    let session = context.open()?;
+    let chosen = clusters(&session.fleet, &args.clusters)?;
+    for name in &chosen {
+        session.store.set_stopped(name, false)?;
+    }
+    // What was stopped is wanted again: the session is read anew for that.
+    let session = Session::open(context.file(), context.file.is_some())?;
+    let tools = context.tools(&session).await?;
+    session.store.set_applied(&session.text)?;
+    let mut reconciler = Reconciler::new(tools);
+    reconciler.only = (!args.clusters.is_empty()).then(|| chosen.iter().cloned().collect());
+
+    let progress = Progress::new(context.printer);
+    let ended = {
+        let mut tell = |turn: &Turn, failed: &[(Step, StepError)]| progress.turn(turn, failed);
+        let sink = progress.sink();
+        tokio::select! {
+            ended = reconciler.converge(&sink, &|| false, &mut tell) => Some(ended?),
+            () = stop => None,
         }
-        Event::Done(step, done) => {
-            eprintln!("{:?} done {} {:?}", started.elapsed(), step.action, done.took)
-        }
-        Event::Failed(step, error) => eprintln!("FAILED {}: {error}", step.action),
-        _ => {}
-    });
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut reconciler = Reconciler::new(steps);
-    let (turn, ended) = reconciler
-        .converge(&sink, &|| stop.load(Ordering::Relaxed), &mut |turn, _| {
-            eprintln!(
-                "{:?} look: {} steps, blocked {:?}, waiting {:?}",
-                started.elapsed(),
-                turn.wave.steps.len(),
-                turn.wave.blocked,
-                turn.wave.waiting
-            );
-        })
-        .await
-        .map_err(|e| Failure::environment(e.to_string()))?;
-    eprintln!("{:?} {ended:?} {}", started.elapsed(), turn.wave.steps.len());
+    };
+    let elapsed = progress.elapsed();
+    let done = progress.finish() as u64;
+    let Some((turn, ended)) = ended else {
+        return Err(Failure::user(format!("stopped after {}", plural(done, "step")))
+            .hint(format!("servers keep running; go on with: {}", context.command("up"))));
+    };
     match ended {
-        Ended::Done => Ok(Exit::Done),
-        _ => Ok(Exit::User),
+        Ended::Done => {}
+        Ended::Blocked => {
+            context
+                .printer
+                .urgent(&steps::blocked(&turn.wave.blocked, context.printer.error_style));
+            return Err(Failure::user("not everything that the file wants can be done")
+                .hint(format!("see the whole path: {}", context.command("plan"))));
+        }
+        Ended::Stopped => return Ok(Exit::User),
+        Ended::Failed(failed) => return Err(failures(&failed)),
+    }
+    let took = span(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    for name in &chosen {
+        context.printer.data(&whereabouts(
+            context,
+            &session,
+            &reconciler.context,
+            &turn.observed,
+            name,
+        ))?;
+    }
+    let what = if done == 0 { "Nothing to do".to_owned() } else { plural(done, "step") };
+    context.printer.note(&format!("{what}, {took}."));
+    Ok(Exit::Done)
+}
+
+/// Every step that failed, with its reason.
+pub fn failures(failed: &[(Step, StepError)]) -> Failure {
+    let problems = failed.iter().map(|(step, error)| {
+        let mut failure = Failure::environment(format!("could not {}", step.action)).because(error);
+        failure.problems.pop().unwrap_or_else(|| Problem::new(error.to_string()))
+    });
+    Failure { exit: Exit::Environment, problems: problems.collect() }
+}
+
+/// Where a cluster is and how to connect.
+fn whereabouts(
+    context: &Context,
+    session: &Session,
+    tools: &execute::Context,
+    observed: &Observed,
+    name: &ClusterName,
+) -> String {
+    let style = context.printer.style;
+    let mut out =
+        format!("\n{}\n", status::picture::cluster(Some(&session.fleet), observed, name, style));
+    let first = connect::primaries(observed, name);
+    let address = first.first().and_then(|node| observed.nodes.get(node));
+    if let (Some(view), Some(engine)) = (address, tools.engines.get(name)) {
+        let password = session
+            .fleet
+            .clusters
+            .get(name)
+            .map(|cluster| default_password(&session.fleet, cluster));
+        let password = match password {
+            Some(PasswordSource::Generated) => {
+                let root = session.store.root();
+                let root = env::current_dir()
+                    .ok()
+                    .and_then(|here| root.strip_prefix(here).ok())
+                    .unwrap_or(root);
+                format!("REDISCLI_AUTH=\"$(cat {}/secrets/{name}.default)\" ", root.display())
+            }
+            Some(PasswordSource::Env(variable)) => format!("REDISCLI_AUTH=\"${variable}\" "),
+            Some(PasswordSource::File(path)) => format!("REDISCLI_AUTH=\"$(head -n 1 {path})\" "),
+            Some(PasswordSource::None) | None => String::new(),
+        };
+        let command =
+            format!("{password}{} -c -h {} -p {}", client(engine), view.address, view.ports.tcp);
+        out.push_str(&format!("  connect  {}\n", style.cyan(&command)));
+    }
+    out
+}
+
+/// How to call the engine's own client: by its name where PATH finds that.
+fn client(engine: &EngineBinary) -> String {
+    let Some(path) = &engine.cli else { return format!("{}-cli", engine.engine.kind) };
+    let directories: BTreeSet<_> =
+        env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
+    let on_path = path.parent().is_some_and(|parent: &Path| directories.contains(parent));
+    match (path.file_name(), &engine.library_path) {
+        (Some(name), _) if on_path => name.to_string_lossy().into_owned(),
+        (_, Some(library)) => format!("LD_LIBRARY_PATH={} {}", library.display(), path.display()),
+        _ => path.display().to_string(),
     }
 }

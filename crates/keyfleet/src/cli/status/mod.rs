@@ -1,13 +1,24 @@
 //! `keyfleet status`: what exists and what is at risk.
 
-mod picture;
+mod answer;
+pub mod picture;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
+use fleet::{model::Fleet, observed::Observed};
 use serde::Serialize;
 
-use super::{context::Context, printer::Output};
-use crate::errors::{Exit, Failure};
+use super::{connect, context::Context, printer::Output, signals};
+use crate::{
+    admin_client::Pool,
+    errors::{Exit, Failure},
+    observe::Observer,
+    session::Session,
+};
+
+const WATCH: Duration = Duration::from_secs(1);
 
 /// Who keeps watch over the fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,6 +46,87 @@ pub struct Args {
     output: Output,
 }
 
-pub async fn run(_context: &Context, _args: Args) -> Result<Exit, Failure> {
-    Ok(Exit::Done)
+/// What is looked at.
+enum Source {
+    Fleet {
+        session: Session,
+        observer: Observer,
+    },
+    /// A cluster that keyfleet did not make, by the address of one of its nodes.
+    Foreign(String),
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let mut source = match args.connect {
+        Some(address) => Source::Foreign(address),
+        None => {
+            let session = context.open()?;
+            let observer = Observer::new(session.store.clone(), Pool::new());
+            Source::Fleet { session, observer }
+        }
+    };
+    if !args.watch {
+        source.show(context, args.output, false).await?;
+        return Ok(Exit::Done);
+    }
+    let stop = signals::asked_to_stop()?;
+    let watched = async {
+        let mut ticks = tokio::time::interval(WATCH);
+        loop {
+            ticks.tick().await;
+            source.show(context, args.output, context.printer.interactive).await?;
+        }
+    };
+    tokio::select! {
+        failed = watched => failed,
+        () = stop => Ok(Exit::Done),
+    }
+}
+
+impl Source {
+    async fn show(
+        &mut self,
+        context: &Context,
+        output: Output,
+        redraw: bool,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Foreign(address) => {
+                let observed = connect::observe(address).await?;
+                present(context, output, redraw, None, &observed, None)
+            }
+            Self::Fleet { session, observer } => {
+                let observed = observer.observe(&session.fleet).await?;
+                let guard = guard(session)?;
+                present(context, output, redraw, Some(&session.fleet), &observed, Some(&guard))
+            }
+        }
+    }
+}
+
+fn present(
+    context: &Context,
+    output: Output,
+    redraw: bool,
+    fleet: Option<&Fleet>,
+    observed: &Observed,
+    guard: Option<&GuardView>,
+) -> Result<(), Failure> {
+    let printer = context.printer;
+    match output {
+        Output::Json => printer.json(&answer::Answer::new(fleet, observed, guard)),
+        Output::Text => {
+            let text = picture::fleet(fleet, observed, guard, printer.style);
+            if redraw { printer.screen(&text) } else { printer.data(&text) }
+        }
+    }
+}
+
+/// Who keeps watch, and whether anything may be changed.
+pub fn guard(session: &Session) -> Result<GuardView, Failure> {
+    let mut frozen = Vec::new();
+    for name in session.fleet.clusters.keys() {
+        frozen.extend(session.store.freeze(name)?.map(|freeze| freeze.until_ms));
+    }
+    Ok(GuardView { frozen_until_ms: frozen.into_iter().max(), ..GuardView::default() })
 }
