@@ -33,7 +33,7 @@ pub fn name(number: u32) -> NodeName {
 
 impl Scene {
     /// Nothing exists but the hosts `host-1` to `host-n`, each with an address of its own; a single
-    /// host is `local`, at 127.0.0.1.
+    /// host is `this-machine`, at 127.0.0.1.
     pub fn empty(hosts: u32) -> Self {
         let view = HostView {
             reachable: true,
@@ -214,7 +214,7 @@ impl Scene {
 }
 
 fn host_id(host: u32, hosts: u32) -> HostId {
-    if hosts == 1 { HostId::new("local") } else { HostId::new(format!("host-{host}")) }
+    if hosts == 1 { HostId::new("this-machine") } else { HostId::new(format!("host-{host}")) }
 }
 
 fn address(host: u32, hosts: u32) -> IpAddr {

@@ -79,7 +79,7 @@ fn picture(checks: &[Check], style: Style) -> String {
         if check.verdict != Verdict::Ok {
             let space = " ".repeat(indent);
             out.push_str(&format!("{space}{}\n", style.dim(&wrap(check.why, WIDTH_MAX, indent))));
-            for mend in &check.mend {
+            if let Some(mend) = &check.mend {
                 // A command is never broken over lines: it is there to be copied.
                 out.push_str(&format!("{space}{} {mend}\n", style.cyan("→")));
             }

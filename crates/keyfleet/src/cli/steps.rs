@@ -117,6 +117,7 @@ fn mark(action: &Action, style: Style) -> String {
         | Action::KillNode { .. } => style.red("-"),
         Action::Meet { .. }
         | Action::AssignSlots { .. }
+        | Action::OpenShards { .. }
         | Action::Replicate { .. }
         | Action::Handover { .. }
         | Action::Promote { .. }
@@ -140,7 +141,7 @@ pub fn blocked(blocked: &[Blocked], style: Style) -> String {
         let wanted = format!("{}: {}", blocked.cluster, blocked.wanted);
         out.push_str(&format!("{} {}\n", style.red("✖ blocked"), wrap(&wanted, WIDTH_MAX, 10)));
         out.push_str(&format!("  because {}\n", wrap(&blocked.reason, WIDTH_MAX, 10)));
-        for hint in &blocked.hint {
+        if let Some(hint) = &blocked.hint {
             out.push_str(&format!("  {} {}\n", style.cyan("→"), wrap(hint, WIDTH_MAX, 4)));
         }
     }
@@ -190,6 +191,7 @@ pub fn summary<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
 fn weight(action: &Action) -> u64 {
     match action {
         Action::Meet { nodes } => nodes.len() as u64,
+        Action::OpenShards { pairs } => pairs.len() as u64,
         Action::AssignSlots { shares } => shares.iter().map(|(_, slots)| slots.len() as u64).sum(),
         Action::MoveSlots { slots, .. } | Action::RepairSlots { slots, .. } => slots.len() as u64,
         _ => 1,
@@ -203,6 +205,7 @@ fn phrase(name: &str, total: u64) -> String {
         "meet" => ("introduce", "node"),
         "assign-slots" => ("assign", "slot"),
         "replicate" => ("attach", "replica"),
+        "open-shards" => ("open", "shard"),
         "handover" => ("hand over", "primary role"),
         "promote" => ("promote", "replica"),
         "move-slots" => ("move", "slot"),

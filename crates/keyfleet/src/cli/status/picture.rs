@@ -21,6 +21,7 @@ use crate::cli::{
 
 const BAR: usize = 6;
 const SLOTS: usize = 13;
+const FRAGMENTATION_FROM: u64 = 32 << 20;
 
 /// Everything that was seen, for people.
 pub fn fleet(
@@ -358,8 +359,12 @@ fn memory_text(memory: Memory, style: Style) -> String {
     format!("{drawn} {}/{}", short(memory.used), short(memory.max))
 }
 
-/// What the process holds by what its data takes.
+/// What the process holds by what its data takes. Of little data the ratio says nothing: it is the
+/// program itself that takes the memory.
 fn fragmentation_text(memory: Memory, style: Style) -> String {
+    if memory.used < FRAGMENTATION_FROM {
+        return style.dim("   –");
+    }
     let ratio = memory.rss as f64 / memory.used.max(1) as f64;
     let text = if ratio < 10.0 { format!("{ratio:.2}") } else { format!("{ratio:.0}") };
     let text = pad_left(&text, 4);
