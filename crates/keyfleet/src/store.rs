@@ -29,6 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::secrets::Secret;
 
+/// In the directory of the nodes: those that were moved aside.
+pub(crate) const OLD: &str = ".old";
+
 /// How many role changes a cluster's history keeps.
 const HISTORY_MAX: usize = 256;
 
@@ -136,6 +139,34 @@ impl Store {
         if stopped { replace(&path, b"") } else { remove(&path) }
     }
 
+    /// Deletes everything of a cluster: its nodes' directories with their data, those that were moved
+    /// aside, its secrets and marks. Its servers must have ended.
+    pub fn delete_cluster(&self, cluster: &ClusterName) -> Result<(), StoreError> {
+        let of_cluster = |name: &str| {
+            name.parse::<NodeName>().is_ok_and(|node| node.cluster == *cluster)
+        };
+        let old = self.nodes_dir().join(OLD);
+        for name in list(&self.nodes_dir())?.iter().filter(|name| of_cluster(name)) {
+            remove_directory(&self.nodes_dir().join(name))?;
+        }
+        // Moved aside they are called `node-time`.
+        for name in list(&old)? {
+            if name.rsplit_once('-').is_some_and(|(node, _)| of_cluster(node)) {
+                remove_directory(&old.join(name))?;
+            }
+        }
+        let secrets = self.root.join("secrets");
+        for name in list(&secrets)? {
+            if name.rsplit_once('.').is_some_and(|(of, _)| of == cluster.as_str()) {
+                remove(&secrets.join(name))?;
+            }
+        }
+        for marks in ["stopped", "freeze", "history"] {
+            remove(&self.root.join(marks).join(cluster.as_str()))?;
+        }
+        Ok(())
+    }
+
     /// The cluster's freeze, whether it has run out or not.
     pub fn freeze(&self, cluster: &ClusterName) -> Result<Option<Freeze>, StoreError> {
         let path = self.root.join("freeze").join(cluster.as_str());
@@ -233,6 +264,16 @@ pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(StoreError::new("remove", path, source)),
+    }
+}
+
+/// Removes a directory and all in it; one that isn't there is no error.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::new("remove", path, error))
+        }
+        _ => Ok(()),
     }
 }
 

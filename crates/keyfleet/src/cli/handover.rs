@@ -12,6 +12,7 @@ use fleet::{
 
 use super::{
     context::{Context, unknown},
+    lease,
     progress::Progress,
     signals, up,
 };
@@ -34,6 +35,7 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let session = context.open()?;
+    let lease = lease::take(&session.store, "handover").await?;
     let mut reconciler = Reconciler::new(context.tools(&session).await?);
     let first = reconciler.look().await?.observed;
     let todo = match (&args.node, &args.host) {
@@ -76,6 +78,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 .hint(format!("see where the roles are: {}", context.command("status"))));
         }
     }
+    drop(lease);
     if todo.is_empty() {
         context.printer.note("No primary is there.");
     }

@@ -11,6 +11,7 @@ mod freeze;
 mod guard;
 mod handover;
 mod init;
+mod lease;
 mod logs;
 mod plan;
 mod progress;
@@ -106,7 +107,9 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
     let Global { file, verbose, quiet, .. } = cli.global;
-    start_tracing(verbose, quiet, printer);
+    // Who keeps watch tells what it does.
+    let watches = matches!(cli.command, Command::Up(_) | Command::Guard(_));
+    start_tracing(verbose.max(u8::from(watches)), quiet, printer);
     let context = Context { printer, file };
     match cli.command {
         Command::Init(args) => init::run(&context, &args),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, path::Path};
 
 use fleet::{
-    model::{ClusterName, PasswordSource},
+    model::{ClusterName, GuardMode, PasswordSource},
     observed::Observed,
     step::Step,
 };
@@ -11,6 +11,7 @@ use fleet::{
 use super::{
     connect,
     context::{Context, clusters},
+    guard, lease,
     progress::Progress,
     signals, status, steps,
     text::{plural, span},
@@ -41,6 +42,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let session = context.open()?;
     let chosen = clusters(&session.fleet, &args.clusters)?;
+    let guard = lease::guard_pid(&session.store)?;
+    let lease = lease::take(&session.store, "up").await?;
     for name in &chosen {
         session.store.set_stopped(name, false)?;
     }
@@ -90,6 +93,19 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let what = if done == 0 { "Nothing to do".to_owned() } else { plural(done, "step") };
     context.printer.note(&format!("{what}, {took}."));
+    drop(lease);
+    match guard {
+        Some(pid) => context.printer.note(&format!("Guard is at work (pid {pid}).")),
+        None if args.detach => guard::start_detached(context, &session).await?,
+        None if args.no_guard || session.fleet.guard.mode == GuardMode::Off => {}
+        None => {
+            let down = context.command("down");
+            context.printer.note(&format!(
+                "Guarding. Ctrl-C ends that, and servers keep running; to stop them: {down}"
+            ));
+            return guard::keep_watch(context, false).await;
+        }
+    }
     Ok(Exit::Done)
 }
 

@@ -21,9 +21,6 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(15);
 /// What a server saves at least in a second, for how long it may take to.
 const SAVED_BYTES_PER_SECOND: u64 = 20 << 20;
-/// Where directories are moved that make room for new ones.
-const OLD: &str = ".old";
-
 /// Makes a node and starts its server.
 pub(super) async fn create(
     context: &Context,
@@ -71,19 +68,10 @@ fn move_aside(context: &Context, node: &NodeName) -> Result<(), StoreError> {
     if !directory.exists() || fs::remove_dir(&directory).is_ok() {
         return Ok(());
     }
-    let old = context.store.nodes_dir().join(OLD);
+    let old = context.store.nodes_dir().join(store::OLD);
     store::make_directory(&old)?;
     let target = old.join(format!("{node}-{}", crate::observe::now_ms()));
     fs::rename(&directory, &target).map_err(|error| StoreError::new("move", &directory, error))
-}
-
-fn remove_directory(directory: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::new("remove", directory, error))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Starts the server of a node that exists, with the program it ran with before.
@@ -288,7 +276,7 @@ pub(super) async fn remove(context: &Context, node: &NodeName) -> Result<(), Ste
         join::forget(context, &node.cluster, id).await?;
     }
     if crate::observe::disk(&member.directory).data_bytes == 0 {
-        remove_directory(&member.directory)?;
+        store::remove_directory(&member.directory)?;
     }
     Ok(move_aside(context, node)?)
 }

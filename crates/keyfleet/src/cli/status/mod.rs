@@ -14,6 +14,7 @@ use super::{connect, context::Context, printer::Output, signals};
 use crate::{
     admin_client::Pool,
     errors::{Exit, Failure},
+    lease::Lease,
     observe::Observer,
     session::Session,
 };
@@ -23,12 +24,10 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Who keeps watch over the fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GuardView {
-    /// Who holds the lease, as it calls itself (`guard, pid 4711`).
+    /// Who holds the lease, as it calls itself: `guard (pid 4711)`.
     pub acting: Option<String>,
     /// Since when, in milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
-    /// How many more wait for the lease.
-    pub standby: usize,
     /// Until when nothing may be changed, in milliseconds since the Unix epoch.
     pub frozen_until_ms: Option<u64>,
 }
@@ -128,5 +127,10 @@ pub fn guard(session: &Session) -> Result<GuardView, Failure> {
     for name in session.fleet.clusters.keys() {
         frozen.extend(session.store.freeze(name)?.map(|freeze| freeze.until_ms));
     }
-    Ok(GuardView { frozen_until_ms: frozen.into_iter().max(), ..GuardView::default() })
+    let holder = Lease::holder(&session.store)?;
+    Ok(GuardView {
+        acting: holder.as_ref().map(|holder| format!("{} (pid {})", holder.command, holder.pid)),
+        since_ms: holder.map(|holder| holder.since_ms),
+        frozen_until_ms: frozen.into_iter().max(),
+    })
 }

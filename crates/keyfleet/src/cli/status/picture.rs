@@ -402,10 +402,6 @@ fn risk_list(risks: &[Risk], style: Style) -> String {
 }
 
 fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
-    let waiting = match guard.standby {
-        0 => String::new(),
-        number => format!(" · {number} on standby"),
-    };
     let frozen = guard.frozen_until_ms.filter(|until| *until > now_ms);
     let text = match (frozen, &guard.acting) {
         (Some(until), _) => format!(
@@ -417,7 +413,7 @@ fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
             let since = guard.since_ms.map_or_else(String::new, |since| {
                 format!(" for {}", span(now_ms.saturating_sub(since)))
             });
-            format!("{} {holder}, acting{since}{waiting}", style.green("●"))
+            format!("{} {holder}, at work{since}", style.green("●"))
         }
         (None, None) => format!(
             "{} none: nothing heals by itself; start it with: keyfleet guard",

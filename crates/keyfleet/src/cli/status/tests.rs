@@ -9,7 +9,7 @@ use crate::cli::text::{Style, columns};
 
 fn guarded() -> GuardView {
     GuardView {
-        acting: Some("guard, pid 4711".to_owned()),
+        acting: Some("guard (pid 4711)".to_owned()),
         since_ms: Some(1_800_000_000_000 - 7_200_000),
         ..GuardView::default()
     }
@@ -58,11 +58,7 @@ fn guards() {
         let text = picture::fleet(None, &scene.observed, Some(&guard), Style::PLAIN);
         assert_eq!(text.lines().last(), Some(expected));
     };
-    check(guarded(), "guard  ● guard, pid 4711, acting for 2 h");
-    check(
-        GuardView { standby: 1, ..guarded() },
-        "guard  ● guard, pid 4711, acting for 2 h · 1 on standby",
-    );
+    check(guarded(), "guard  ● guard (pid 4711), at work for 2 h");
     check(
         GuardView { frozen_until_ms: Some(1_800_000_000_000 + 3_600_000), ..guarded() },
         "guard  ❄ frozen for another 60 min: nothing is changed; end it with: keyfleet freeze --lift",
