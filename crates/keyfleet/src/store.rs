@@ -142,9 +142,8 @@ impl Store {
     /// Deletes everything of a cluster: its nodes' directories with their data, those that were moved
     /// aside, its secrets and marks. Its servers must have ended.
     pub fn delete_cluster(&self, cluster: &ClusterName) -> Result<(), StoreError> {
-        let of_cluster = |name: &str| {
-            name.parse::<NodeName>().is_ok_and(|node| node.cluster == *cluster)
-        };
+        let of_cluster =
+            |name: &str| name.parse::<NodeName>().is_ok_and(|node| node.cluster == *cluster);
         let old = self.nodes_dir().join(OLD);
         for name in list(&self.nodes_dir())?.iter().filter(|name| of_cluster(name)) {
             remove_directory(&self.nodes_dir().join(name))?;

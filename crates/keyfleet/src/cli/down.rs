@@ -138,8 +138,10 @@ fn confirm(
         }
         let hint = format!("for scripts: --yes-delete {name}");
         if !std::io::stdin().is_terminal() {
-            return Err(Failure::user(format!("nobody is there to confirm that {name} is deleted"))
-                .hint(hint));
+            return Err(Failure::user(format!(
+                "nobody is there to confirm that {name} is deleted"
+            ))
+            .hint(hint));
         }
         let count = nodes.iter().filter(|node| node.cluster == *name).count() as u64;
         let question = format!(

@@ -26,9 +26,8 @@ impl From<LeaseError> for Failure {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Store(error) => error.into(),
-            taken @ LeaseError::Taken { .. } => {
-                Self::user(taken.to_string()).hint("wait until it is done, or end it with Ctrl-C there")
-            }
+            taken @ LeaseError::Taken { .. } => Self::user(taken.to_string())
+                .hint("wait until it is done, or end it with Ctrl-C there"),
         }
     }
 }

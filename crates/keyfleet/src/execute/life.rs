@@ -1,6 +1,6 @@
 //! Steps that make, start, stop and remove servers.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use fleet::model::{HostId, NodeName, Ports};
 use protocol::cluster_text::Info;
@@ -21,6 +21,7 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(15);
 /// What a server saves at least in a second, for how long it may take to.
 const SAVED_BYTES_PER_SECOND: u64 = 20 << 20;
+
 /// Makes a node and starts its server.
 pub(super) async fn create(
     context: &Context,
@@ -53,7 +54,7 @@ fn make_directory(
 ) -> Result<(), StoreError> {
     let directory = context.store.node_dir(node);
     let new = context.store.nodes_dir().join(format!(".new-{node}"));
-    remove_directory(&new)?;
+    store::remove_directory(&new)?;
     store::make_directory(&new)?;
     store::replace(&new.join(NODE_CONF), conf.as_bytes())?;
     store::replace(&new.join(USERS_ACL), users.as_bytes())?;
