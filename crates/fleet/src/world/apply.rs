@@ -28,6 +28,20 @@ pub(super) fn refuse<T>(reason: impl Into<String>) -> Result<T, Refused> {
     Err(Refused(reason.into()))
 }
 
+fn are_done_at_once(left: &Action, right: &Action) -> bool {
+    let single = matches!(
+        left,
+        Action::CreateNode { .. }
+            | Action::StartNode { .. }
+            | Action::Replicate { .. }
+            | Action::SetConfig { .. }
+            | Action::ApplyAcl { .. }
+            | Action::StopNode { .. }
+            | Action::KillNode { .. }
+    );
+    single && left.name() == right.name()
+}
+
 impl World {
     /// Does what the executor would do on real servers, its waiting and checking included.
     pub fn apply(&mut self, step: &Step, fleet: &Fleet) -> Result<(), Refused> {
@@ -36,26 +50,25 @@ impl World {
         Ok(())
     }
 
-    /// Does a wave's steps one after the other. Each one's own result, in order.
+    /// Does a wave's steps, at once where they are about processes and settings of single nodes,
+    /// else one after the other. Each one's own result, in order.
     pub fn apply_all(&mut self, steps: &[Step], fleet: &Fleet) -> Vec<Result<(), Refused>> {
         let mut results = Vec::with_capacity(steps.len());
-        let mut rest = steps;
-        while let Some((first, others)) = rest.split_first() {
-            // Thousands of replicas are attached in one go: each alone would cost a table.
-            let run = rest
-                .iter()
-                .take_while(|step| {
-                    step.cluster == first.cluster && matches!(step.action, Action::Replicate { .. })
-                })
-                .count();
-            if run > 1 {
-                results.extend(self.replicate_many(&rest[..run]));
-                self.advance(ROUND_MS);
-                rest = &rest[run..];
-            } else {
-                results.push(self.apply(first, fleet));
-                rest = others;
+        for run in steps.chunk_by(|left, right| are_done_at_once(&left.action, &right.action)) {
+            if matches!(run, [Step { action: Action::Replicate { .. }, .. }, _, ..]) {
+                for same in run.chunk_by(|left, right| left.cluster == right.cluster) {
+                    results.extend(self.replicate_many(same));
+                }
+                self.advance(2 * ROUND_MS);
+                continue;
             }
+            let mut longest_ms = 0;
+            for step in run {
+                let result = self.act(step, fleet);
+                longest_ms = longest_ms.max(*result.as_ref().unwrap_or(&0));
+                results.push(result.map(drop));
+            }
+            self.advance(longest_ms);
         }
         results
     }
@@ -219,15 +232,7 @@ impl Group {
         for name in names {
             self.answering(net, name)?;
         }
-        let listed: BTreeSet<u32> = names.iter().map(|name| name.number).collect();
-        let party: Vec<u32> = self
-            .nodes
-            .iter()
-            .filter(|(number, node)| {
-                net.answers(node) && (listed.contains(number) || node.table.rows.len() > 1)
-            })
-            .map(|(number, _)| *number)
-            .collect();
+        let party = self.hearers(net);
         let own_rows: BTreeMap<NodeId, Row> = party
             .iter()
             .filter_map(|number| self.nodes.get(number))
@@ -246,12 +251,15 @@ impl Group {
             .max_by_key(|table| table.rows.len());
         let Some(largest) = largest else { return Ok(()) };
         let mut union = (**largest).clone();
+        let mut owned = SlotSet::from_ranges(
+            union.rows.values().flat_map(|row| row.slots.ranges().iter().copied()),
+        );
         for (id, row) in &own_rows {
             if !union.rows.contains_key(id) {
-                let others: Vec<&Row> = union.rows.values().collect();
-                let slots = others
-                    .iter()
-                    .fold(row.slots.clone(), |slots, other| slots.difference(&other.slots));
+                let slots = row.slots.difference(&owned);
+                if !slots.is_empty() {
+                    owned = owned.union(&slots);
+                }
                 union.rows.insert(*id, Row { slots, ..row.clone() });
             }
         }

@@ -49,8 +49,6 @@ impl Node {
         self.config = wanted_config(cluster);
         self.engine = wanted_engine(cluster, Some(self.engine));
         self.users_current = true;
-        self.persistence =
-            if cluster.appends() { Persistence::Append } else { Persistence::Snapshot };
     }
 
     pub(super) fn memory_max(&self) -> Bytes {
@@ -114,7 +112,6 @@ impl Group {
             since_ms: net.now_ms,
             loading_until_ms: 0,
             directory: Directory { id: Some(id), data: Arc::default() },
-            persistence: Persistence::Snapshot,
             id,
             data: Arc::default(),
             offset: 0,
@@ -194,7 +191,7 @@ impl Group {
         self.touch(net.now_ms);
     }
 
-    /// SHUTDOWN SAVE: what the server holds is on disk afterwards.
+    /// SHUTDOWN: the server saves what it is configured to save.
     pub(super) fn stop(&mut self, net: &Net, name: &NodeName) -> Result<(), Refused> {
         let node = self.known(name)?;
         if !net.host_alive(&node.host) {
@@ -206,7 +203,9 @@ impl Group {
         if !net.answers(node) {
             return refuse(format!("{name} doesn't answer"));
         }
-        node.directory.data = Arc::clone(&node.data);
+        if node.persistence() != Persistence::Nothing {
+            node.directory.data = Arc::clone(&node.data);
+        }
         self.kill(net, name.number);
         Ok(())
     }

@@ -84,6 +84,8 @@ pub enum Persistence {
     Append,
     /// A snapshot when it stops in good order.
     Snapshot,
+    /// Nothing.
+    Nothing,
 }
 
 /// A replica's link to its primary.
@@ -120,7 +122,6 @@ pub struct Node {
     /// It reads its data from disk until then.
     pub loading_until_ms: u64,
     pub directory: Directory,
-    pub persistence: Persistence,
     /// The server's own name; what the directory says while there is no server.
     pub id: NodeId,
     pub data: Arc<Data>,
@@ -185,9 +186,23 @@ impl Node {
         self.process == Process::Running && now_ms >= self.loading_until_ms
     }
 
+    /// What its configuration makes it keep.
+    pub fn persistence(&self) -> Persistence {
+        let is = |name: &str, wanted: &str| {
+            self.config.get(name).is_some_and(|value| value.trim() == wanted)
+        };
+        if is("appendonly", "yes") {
+            Persistence::Append
+        } else if is("save", "") {
+            Persistence::Nothing
+        } else {
+            Persistence::Snapshot
+        }
+    }
+
     /// Writes to disk what the server keeps there as it goes.
     pub fn append(&mut self) {
-        if self.persistence == Persistence::Append {
+        if self.persistence() == Persistence::Append {
             self.directory.data = Arc::clone(&self.data);
         }
     }

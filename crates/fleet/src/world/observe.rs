@@ -184,7 +184,6 @@ impl Node {
             since_ms: now_ms.saturating_sub(up.uptime_s.saturating_mul(1_000)),
             loading_until_ms: 0,
             directory: Directory { id: Some(up.id), data: on_disk },
-            persistence: if appends { Persistence::Append } else { Persistence::Snapshot },
             id: up.id,
             offset: up.offset,
             table,
@@ -249,8 +248,6 @@ impl Node {
             |up| Arc::clone(&up.table),
         );
         let bytes = view.disk.data_bytes;
-        let appends = view.disk.append_bytes > 0
-            || config.get("appendonly").is_some_and(|value| value == "yes");
         let data = Arc::new(bulk_of(bytes));
         Self {
             host: view.host.clone(),
@@ -260,7 +257,6 @@ impl Node {
             since_ms: now_ms.saturating_sub(silent_ms),
             loading_until_ms: 0,
             directory: Directory { id, data: Arc::clone(&data) },
-            persistence: if appends { Persistence::Append } else { Persistence::Snapshot },
             id: own,
             data,
             offset: 0,
@@ -305,7 +301,8 @@ impl Node {
             Disk::EMPTY
         } else {
             let data_bytes = self.directory.data.bytes();
-            let append_bytes = if self.persistence == Persistence::Append { data_bytes } else { 0 };
+            let append_bytes =
+                if self.persistence() == Persistence::Append { data_bytes } else { 0 };
             Disk { id: self.directory.id, data_bytes, append_bytes }
         };
         NodeView {

@@ -387,7 +387,10 @@ fn a_node_is_removed() {
 
 #[test]
 fn the_stopped_keep_their_data() {
-    let fleet = fleet(1, 1, 0);
+    let mut fleet = fleet(1, 1, 0);
+    for cluster in fleet.clusters.values_mut() {
+        cluster.config.remove("save");
+    }
     let mut world = created(&fleet);
     write(&mut world, 5, 77).unwrap();
     world.apply(&step(Action::StopNode { node: name(1) }), &fleet).unwrap();
