@@ -2,4 +2,6 @@
 
 pub mod cluster;
 pub mod engines;
+pub mod fleet;
 pub mod ledger;
+pub mod ports;
