@@ -30,7 +30,7 @@ use tokio::{
 
 pub use self::spec::{CLUSTER, Spec};
 use crate::{
-    ledger::{Ledger, Options, Report},
+    ledger::{Ledger, Options, Report, Verdict},
     ports::PortBlock,
 };
 
@@ -153,9 +153,11 @@ impl TestFleet {
         self.run(&["plan", "--exit-code"]).await.expect_code(0);
     }
 
-    /// Guard in the background.
-    pub fn guard(&self) -> Running {
-        self.spawn(&["-v", "guard"])
+    /// Guard in the background, acting.
+    pub async fn guard(&self) -> Running {
+        let guard = self.spawn(&["-v", "guard"]);
+        guard.wait_for_output("guarding", ANSWER_TIME_MAX).await;
+        guard
     }
 
     /// What `status` says.
@@ -278,14 +280,31 @@ impl TestFleet {
     /// A client writes through the cluster while `change` happens; nothing that was acknowledged
     /// may be lost, and enough must have been written to say so.
     pub async fn under_ledger(&self, options: Options, change: impl Future<Output = ()>) -> Report {
+        let (report, verdict) = self.with_ledger(options, change).await;
+        assert!(verdict.holds(), "{verdict}: {verdict:?}; {report}{}", self.output());
+        report
+    }
+
+    /// A client writes through the cluster while something happens, which may lose writes: the
+    /// verdict tells how many. It begins once each of the ledger's lists has been written to.
+    pub async fn with_ledger(
+        &self,
+        options: Options,
+        change: impl Future<Output = ()>,
+    ) -> (Report, Verdict) {
+        let lists = u64::from(options.keys);
         let ledger = Ledger::start(&self.seeds(), options).await.expect("the fleet can be written");
         ledger.wait_for_writes(ANSWER_TIME_MAX).await.expect("writes are acknowledged");
+        let deadline = Instant::now() + COMMAND_TIME_MAX;
+        while self.keys().await < lists {
+            assert!(Instant::now() < deadline, "only {} of {lists} lists", self.keys().await);
+            sleep(POLL).await;
+        }
         change.await;
         let report = ledger.stop().await.expect("the ledger ends");
         let verdict = report.verify(&self.seeds()).await.expect("the lists can be read");
         eprintln!("ledger: {report}; {verdict}");
-        assert!(verdict.holds(), "{verdict}: {verdict:?}; {report}{}", self.output());
-        report
+        (report, verdict)
     }
 
     /// The cluster is as wanted: so many shards with so many replicas in sync each, every slot
