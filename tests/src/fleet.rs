@@ -356,6 +356,16 @@ impl Ended {
     }
 }
 
+impl Ended {
+    /// Panics unless it ended as a failure that says why.
+    #[track_caller]
+    pub fn expect_failure(self) -> Self {
+        assert!(matches!(self.code, Some(1 | 2)), "{self:?}");
+        assert!(self.stderr.contains("error: ") && !self.stderr.contains("panicked"), "{self:?}");
+        self
+    }
+}
+
 impl Running {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
