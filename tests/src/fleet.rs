@@ -444,9 +444,7 @@ pub fn primaries(observed: &Observed) -> BTreeMap<&NodeName, &Up> {
 /// The nodes that copy this one, in sync or not.
 pub fn replicas_of<'a>(observed: &'a Observed, primary: &NodeName) -> Vec<&'a NodeName> {
     let id = observed.nodes.get(primary).and_then(NodeView::id);
-    let follows = |view: &NodeView| {
-        matches!(view.up().map(|up| up.role), Some(Role::Replica { of, .. }) if Some(of) == id)
-    };
+    let follows = |view: &NodeView| matches!(view.up().map(|up| up.role), Some(Role::Replica { of, .. }) if Some(of) == id);
     observed.nodes.iter().filter(|(_, view)| follows(view)).map(|(name, _)| name).collect()
 }
 

@@ -383,8 +383,10 @@ async fn what_was_changed_by_hand_is_set_back() {
     let _guard = fleet.guard().await;
     let wanted = async |node: &NodeName| {
         let rules = fleet.call(node, &["ACL", "GETUSER", "app"]).await.expect("it answers");
-        let value =
-            fleet.call(node, &["CONFIG", "GET", "slowlog-log-slower-than"]).await.expect("it answers");
+        let value = fleet
+            .call(node, &["CONFIG", "GET", "slowlog-log-slower-than"])
+            .await
+            .expect("it answers");
         (format!("{rules:?}"), format!("{value:?}"))
     };
     let good = wanted(&node(2)).await;
