@@ -5,6 +5,7 @@ mod directives;
 mod engines;
 mod keydb;
 mod packages;
+mod picture;
 mod server;
 mod test;
 
@@ -26,6 +27,8 @@ enum Task {
     },
     /// Install the engines that the tests run against, and print where they are.
     Engines,
+    /// Run keyfleet and draw what the terminal shows into docs/status.svg.
+    Picture,
     /// Ask every engine for its configuration directives and write the table that `protocol` has
     /// compiled in; then start every engine with a file that holds them all.
     Directives {
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
                 println!("{} {}", engine.name, engine.server.display());
             }
         }),
+        Task::Picture => picture::draw(),
         Task::Directives { check } => directives::run(check),
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     model::{ClusterName, NodeName},
-    observed::{Link, NodeView, Observed, Process, Role, Row, Server, Table},
+    observed::{Health, Link, NodeView, Observed, Process, Role, Row, Server, Table},
 };
 
 /// See the module.
@@ -27,7 +27,7 @@ pub struct Overview {
     pub contested: SlotSet,
     /// Half-moved slots of all nodes together.
     pub open: SlotSet,
-    /// The nodes by the view they hold; one group where all agree. The largest group first.
+    /// The nodes by whom they hold for the slots' owners; one group where all agree. The largest group first.
     pub views: Vec<Vec<NodeName>>,
     /// Ids in the tables that are none of the nodes seen.
     pub strangers: BTreeSet<NodeId>,
@@ -203,11 +203,20 @@ fn rows<'a>(nodes: &BTreeMap<&NodeName, &'a NodeView>) -> BTreeMap<NodeId, &'a R
     rows
 }
 
+/// Who is there and owns what, by one view: what clients are told. Epochs, suspicions and who copies
+/// whom differ for a moment after every change, while the news spreads.
+type Owners<'a> = Vec<(NodeId, &'a SlotSet)>;
+
+fn owners(table: &Table) -> Owners<'_> {
+    let known = table.rows.iter().filter(|(_, row)| row.health != Health::Handshake);
+    known.map(|(id, row)| (*id, &row.slots)).collect()
+}
+
 fn views(nodes: &BTreeMap<&NodeName, &NodeView>) -> Vec<Vec<NodeName>> {
-    let mut groups: BTreeMap<&Table, Vec<NodeName>> = BTreeMap::new();
+    let mut groups: BTreeMap<Owners<'_>, Vec<NodeName>> = BTreeMap::new();
     for (name, view) in nodes {
         if let Some(up) = view.up() {
-            groups.entry(&up.table).or_default().push((*name).clone());
+            groups.entry(owners(&up.table)).or_default().push((*name).clone());
         }
     }
     let mut groups: Vec<Vec<NodeName>> = groups.into_values().collect();

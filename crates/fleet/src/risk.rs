@@ -131,19 +131,21 @@ impl Found<'_> {
         let stopped = self.wanted.is_some_and(|wanted| wanted.stopped);
         let up = self.up();
         if self.observed.of(cluster).next().is_none() {
+            let level = if stopped { Level::Notice } else { Level::Down };
             let why = "none of its nodes has been made";
-            self.add(Level::Down, "it does not exist yet".to_owned(), why, up);
+            self.add(level, "it does not exist yet".to_owned(), why, up);
             return false;
         }
         let states: BTreeSet<State> =
             self.observed.of(cluster).map(|(_, view)| State::of(view)).collect();
         if states.iter().all(|state| *state == State::Dead) {
-            let (what, why) = if stopped {
-                ("it is stopped", "`keyfleet down` stopped it; its data is kept")
+            if stopped {
+                let why = "`keyfleet down` stopped it; its data is kept";
+                self.add(Level::Notice, "it is stopped".to_owned(), why, up);
             } else {
-                ("no node runs", "every server process is gone; what is on disk is kept")
-            };
-            self.add(Level::Down, what.to_owned(), why, up);
+                let why = "every server process is gone; what is on disk is kept";
+                self.add(Level::Down, "no node runs".to_owned(), why, up);
+            }
             return false;
         }
         true

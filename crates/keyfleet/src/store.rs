@@ -140,7 +140,8 @@ impl Store {
     }
 
     /// Deletes everything of a cluster: its nodes' directories with their data, those that were moved
-    /// aside, its secrets and marks. Its servers must have ended.
+    /// aside, its secrets, freeze and history. Its servers must have ended. It stays marked as stopped,
+    /// or a guard would make it again.
     pub fn delete_cluster(&self, cluster: &ClusterName) -> Result<(), StoreError> {
         let of_cluster =
             |name: &str| name.parse::<NodeName>().is_ok_and(|node| node.cluster == *cluster);
@@ -160,7 +161,7 @@ impl Store {
                 remove(&secrets.join(name))?;
             }
         }
-        for marks in ["stopped", "freeze", "history"] {
+        for marks in ["freeze", "history"] {
             remove(&self.root.join(marks).join(cluster.as_str()))?;
         }
         Ok(())

@@ -53,6 +53,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if args.delete_data {
         confirm(context, &chosen, &args.yes_delete, &store)?;
     }
+    let guard = lease::guard_pid(&store)?;
     let lease = lease::take(&store, "down").await?;
     for name in &chosen {
         store.set_stopped(name, true)?;
@@ -88,6 +89,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     }
     drop(lease);
+    let left = session.fleet.clusters.keys().any(|name| !store.is_stopped(name));
+    if let Some(pid) = guard.filter(|_| !left) {
+        // It sees by itself that nothing is left to guard.
+        lease::wait_for_end(pid).await;
+    }
     Ok(Exit::Done)
 }
 

@@ -1,6 +1,9 @@
 //! The right to change the world, for commands, and who has it.
 
-use std::time::Duration;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::{
     errors::Failure,
@@ -10,6 +13,9 @@ use crate::{
 
 /// A guard gives way within a step; another command may take long, and its user is better told.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guard with nothing left to do may take to notice.
+const END: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Waits a little for whoever is at work.
 pub async fn take(store: &Store, command: &str) -> Result<Lease, Failure> {
@@ -20,6 +26,15 @@ pub async fn take(store: &Store, command: &str) -> Result<Lease, Failure> {
 pub fn guard_pid(store: &Store) -> Result<Option<u32>, Failure> {
     let holder = Lease::holder(store)?;
     Ok(holder.filter(|holder| holder.command == "guard").map(|holder| holder.pid))
+}
+
+/// Waits until a process is gone, for a few seconds at the most.
+pub async fn wait_for_end(pid: u32) {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let started = Instant::now();
+    while process.exists() && started.elapsed() < END {
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 impl From<LeaseError> for Failure {

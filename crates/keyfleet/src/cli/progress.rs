@@ -47,6 +47,7 @@ struct State {
     waiting: Vec<String>,
     /// Lines that wait to be left behind.
     above: Vec<String>,
+    finished: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Progress {
             done_total: 0,
             waiting: Vec::new(),
             above: Vec::new(),
+            finished: false,
         }));
         let drawn = Arc::clone(&state);
         let ticker = tokio::spawn(async move {
@@ -100,6 +102,7 @@ impl Progress {
         state.leave_wave();
         state.draw();
         state.live.clear();
+        state.finished = true;
         state.done_total
     }
 
@@ -199,7 +202,7 @@ impl State {
     }
 
     fn draw(&mut self) {
-        if !self.live.enabled() {
+        if !self.live.enabled() || self.finished {
             return;
         }
         let style = self.style();

@@ -38,7 +38,8 @@ pub fn fleet(
         out.push_str(&cluster(fleet, observed, name, style));
         out.push('\n');
     }
-    if let Some(guard) = guard {
+    let idle = fleet.is_some_and(|fleet| fleet.clusters.values().all(|cluster| cluster.stopped));
+    if let Some(guard) = guard.filter(|guard| !idle || guard.acting.is_some()) {
         out.push_str(&guard_line(guard, observed.at_ms, style));
     }
     out
@@ -55,7 +56,8 @@ pub fn cluster(
     let risks = risk::risks(fleet, observed, name);
     let mut out = headline(fleet, observed, name, &overview, &risks, style);
     let rows = rows(observed, &overview, style);
-    if !rows.is_empty() {
+    // Of a stopped cluster every line would say the same.
+    if !rows.is_empty() && !is_stopped(fleet, name, &overview) {
         out.push('\n');
         out.push_str(&table(&rows, style));
     }
@@ -105,6 +107,12 @@ fn headline(
         out.push_str(&format!("{indent}{}\n", style.dim(&second.join(" · "))));
     }
     out
+}
+
+/// `down` was asked for, and no node answers any more.
+fn is_stopped(fleet: Option<&Fleet>, name: &ClusterName, overview: &Overview) -> bool {
+    let wanted = fleet.and_then(|fleet| fleet.clusters.get(name));
+    wanted.is_some_and(|wanted| wanted.stopped) && overview.views.is_empty()
 }
 
 /// How many slots have an answering primary.
