@@ -546,3 +546,78 @@ pub async fn observe_foreign(
     }
     Ok(observed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODES: &str = "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:7001@17001 \
+                         myself,master - 0 0 1 connected 0-99 \
+                         [100->-67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1]\n\
+                         67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1 127.0.0.1:7002@17002 \
+                         slave,fail? 07c37dfeb235213a872192d90877d0cd55635b91 0 0 1 connected\n";
+
+    fn bulk(text: &str) -> Value {
+        Value::Bulk(text.into())
+    }
+
+    fn replies() -> Vec<Value> {
+        let role = Value::Array(vec![bulk("master"), Value::Integer(7), Value::Array(vec![])]);
+        let config = Value::Array(vec![bulk("MaxMemory"), bulk("1024")]);
+        vec![
+            bulk("redis_version:7.0.15\r\ndb0:keys=3,expires=0\r\nused_memory:10\r\n"),
+            role,
+            bulk("cluster_state:ok\r\n"),
+            bulk(NODES),
+            Value::Array(vec![]),
+            config,
+        ]
+    }
+
+    fn seen(answer: Answer) -> Server {
+        server(answer, &mut Tables::default(), Path::new("/nonexistent"), None)
+    }
+
+    #[test]
+    fn what_answers_mean() {
+        let check = |index: usize, reply: &str, expected: fn(&Server) -> bool| {
+            let mut replies = replies();
+            replies[index] = Value::Error(reply.to_owned());
+            let server = seen(Ok(replies));
+            assert!(expected(&server), "{reply}: {server:?}");
+        };
+        let denied = |server: &Server| matches!(server, Server::Denied { .. });
+        let loading = |server: &Server| matches!(server, Server::Loading);
+        let up = |server: &Server| matches!(server, Server::Up(_));
+        check(0, "NOAUTH Authentication required.", denied);
+        check(3, "LOADING Redis is loading the dataset in memory", loading);
+        check(3, "ERR This instance has cluster support disabled", denied);
+        // What isn't told is not known; the rest is.
+        check(4, "NOPERM no", up);
+        check(5, "NOPERM no", up);
+        assert!(denied(&seen(Ok(vec![]))));
+    }
+
+    #[test]
+    fn an_answering_node() {
+        let Server::Up(up) = seen(Ok(replies())) else { panic!() };
+        assert_eq!((up.role, up.offset, up.keys, up.memory.used), (Role::Primary, 7, 3, 10));
+        assert!(up.cluster_ok);
+        assert_eq!(up.config["maxmemory"], "1024");
+        let peer = "67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1".parse().unwrap();
+        assert_eq!(up.open[&OpenSlots::MigratingTo(peer)].to_string(), "100");
+        assert_eq!(up.table.rows[&peer].health, Health::Suspected);
+        assert_eq!(up.table.rows[&peer].replica_of, Some(up.id));
+        assert_eq!(up.slots().to_string(), "0-99");
+        assert!(!up.users_current);
+    }
+
+    #[test]
+    fn equal_tables_are_kept_once() {
+        let mut tables = Tables::default();
+        let nodes: ClusterNodes = NODES.parse().unwrap();
+        assert!(Arc::ptr_eq(&tables.shared(&nodes), &tables.shared(&nodes)));
+        let moved: ClusterNodes = NODES.replace("0-99", "0-98").parse().unwrap();
+        assert!(!Arc::ptr_eq(&tables.shared(&nodes), &tables.shared(&moved)));
+    }
+}

@@ -135,6 +135,17 @@ impl World {
         assert!(outcome.failed.is_empty() && outcome.skipped == 0, "{outcome:?}");
     }
 
+    /// Does the action for as long as it is said to be needed.
+    async fn insist<'a>(&mut self, needed: impl Fn(&Observed) -> (bool, &'a Action)) {
+        for _ in 0..50 {
+            match needed(&self.observe().await) {
+                (true, action) => drop(self.wave([action.clone()]).await),
+                (false, _) => return,
+            }
+        }
+        panic!("no end: {:#?}", self.observe().await);
+    }
+
     async fn observe(&mut self) -> Observed {
         self.observer.observe(&self.context.fleet).await.unwrap()
     }
@@ -552,4 +563,42 @@ async fn slots_move_with_their_keys() {
     assert_eq!((source.keys, target.keys), (0, count));
     assert_eq!(target.slots(), SlotSet::range(5461, 10922).union(&slots));
     assert_eq!(source.slots(), SlotSet::range(100, 5460));
+}
+
+/// Whatever the instant at which the executor is dropped, what it leaves can be gone on with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interrupted_steps_leave_nothing_broken() {
+    let mut world = World::new("interrupt", &[("save", "3600 1")]).await;
+    let process = |observed: &Observed| observed.nodes.get(&name(1)).map(|view| view.process);
+    for pause_ms in [0, 1, 2, 4, 8, 16, 32] {
+        let pause = Duration::from_millis(pause_ms);
+        // What was dropped may go on for a moment: as in life, look again and do what is to be done
+        // then.
+        let create = world.create(1);
+        let restart = Action::RestartNode { node: name(1) };
+        let remove = Action::RemoveNode { node: name(1) };
+        let _ = tokio::time::timeout(pause, world.wave([create.clone()])).await;
+        world.insist(|observed| (process(observed) != Some(Process::Running), &create)).await;
+        let _ = tokio::time::timeout(pause, world.wave([restart.clone()])).await;
+        let start = Action::StartNode { node: name(1) };
+        let mut restarted = false;
+        while !restarted {
+            world.insist(|observed| (process(observed) == Some(Process::Gone), &start)).await;
+            restarted = world.wave([restart.clone()]).await.failed.is_empty();
+        }
+        assert!(world.up(1).await.users_current);
+        let _ = tokio::time::timeout(pause, world.wave([remove.clone()])).await;
+        world.insist(|observed| (process(observed).is_some(), &remove)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_server_is_stopped_in_good_order() {
+    let mut world = World::new("suspended", &[("save", "3600 1")]).await;
+    world.run([world.create(1)]).await;
+    world.handle(1).signal(Signal::STOP).unwrap();
+    world.run([Action::StopNode { node: name(1) }]).await;
+    assert_eq!(world.observe().await.nodes[&name(1)].process, Process::Gone);
+    let log = fs::read_to_string(world.context.store.node_dir(&name(1)).join("log")).unwrap();
+    assert!(log.contains("bye bye"), "{log}");
 }

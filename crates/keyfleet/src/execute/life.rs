@@ -1,6 +1,11 @@
 //! Steps that make, start, stop and remove servers.
 
-use std::{fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use fleet::model::{HostId, NodeName, Ports};
 use protocol::cluster_text::Info;
@@ -34,15 +39,43 @@ pub(super) async fn create(
     let binary = context.engine(&node.cluster)?;
     let program = Program::from(binary);
     let place = Place { host: host.clone(), address, ports, program };
-    if find(context, node)?.is_some() {
-        return Err(StepError::Stale(format!("{node} runs already")));
-    }
     let cluster = context.cluster(&node.cluster)?;
     let own = context.store.secret(&node.cluster, OWN_USER)?;
     let conf = node_conf(&place, cluster, &binary.engine, &own)?;
     let users = users_acl(&context.fleet, cluster, &context.store)?;
-    make_directory(context, node, &conf, &users)?;
-    run(context, node).await
+    let launched = {
+        let _claim = Claim::new(node)?;
+        if find(context, node)?.is_some() {
+            return Err(StepError::Stale(format!("{node} runs already")));
+        }
+        make_directory(context, node, &conf, &users)?;
+        launch(context, node)?
+    };
+    settle(context, launched).await
+}
+
+/// The right to start a node's server, for as long as that takes. A step that is dropped goes on to
+/// its next pause: the step that comes after it must not make a directory under a server that is
+/// just being started, or start a second one.
+struct Claim<'a>(&'a NodeName);
+
+static CLAIMED: Mutex<BTreeSet<NodeName>> = Mutex::new(BTreeSet::new());
+
+impl<'a> Claim<'a> {
+    fn new(node: &'a NodeName) -> Result<Self, StepError> {
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        if claimed.insert(node.clone()) {
+            Ok(Self(node))
+        } else {
+            Err(StepError::Stale(format!("{node} is just being started")))
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(self.0);
+    }
 }
 
 /// A complete directory, or none: it is filled under another name.
@@ -96,17 +129,41 @@ fn rewrite(context: &Context, member: &Member) -> Result<(), StepError> {
     Ok(store::replace(&member.directory.join(USERS_ACL), users.as_bytes())?)
 }
 
-/// Starts the server and waits until it answers and has loaded its data.
+/// Starts the server, waits until it answers and has loaded its data.
 async fn run(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    let launched = {
+        let _claim = Claim::new(node)?;
+        if find(context, node)?.is_some() {
+            return Err(StepError::Stale(format!("{node} runs already")));
+        }
+        launch(context, node)?
+    };
+    settle(context, launched).await
+}
+
+/// A server that was just started.
+struct Launched {
+    member: Member,
+    handle: Handle,
+    /// Where in its log its own words begin.
+    printed_before: u64,
+}
+
+fn launch(context: &Context, node: &NodeName) -> Result<Launched, StepError> {
     let member = context.member(node)?;
     let printed_before = process::log_length(&member.directory);
     let failed = |source| StepError::Process { node: node.clone(), source };
     let pid = process::start(&member.place.program, &member.directory).map_err(failed)?;
-    let nodes_dir = context.store.nodes_dir();
-    match Handle::open(pid, &nodes_dir, node).map_err(failed)? {
-        Some(handle) => wait_answering(context, &member, &handle, printed_before).await?,
-        None => return Err(exited(&member, printed_before)),
+    let handle = Handle::open(pid, &context.store.nodes_dir(), node).map_err(failed)?;
+    match handle {
+        Some(handle) => Ok(Launched { member, handle, printed_before }),
+        None => Err(exited(&member, printed_before)),
     }
+}
+
+async fn settle(context: &Context, launched: Launched) -> Result<(), StepError> {
+    let Launched { member, handle, printed_before } = launched;
+    wait_answering(context, &member, &handle, printed_before).await?;
     settings::record_acl(context, &member).await
 }
 
@@ -166,10 +223,12 @@ pub(super) fn is_gone(context: &Context, node: &NodeName) -> Result<bool, StepEr
 }
 
 /// Stops a server in good order: it saves what it is configured to save. One that refuses is left
-/// running; one that does not end in time is killed.
+/// running; one that does not end in time is killed. One that is suspended is woken first.
 pub(super) async fn stop(context: &Context, node: &NodeName) -> Result<(), StepError> {
     let Some(handle) = find(context, node)? else { return Ok(()) };
     let member = context.member(node)?;
+    let woken = handle.signal(Signal::CONT);
+    woken.map_err(|source| StepError::Process { node: node.clone(), source })?;
     let used = used_memory(context, &member).await;
     let deadline = STOP + Duration::from_secs(used.unwrap_or(0) / SAVED_BYTES_PER_SECOND);
     let failed = |source| StepError::Process { node: node.clone(), source };

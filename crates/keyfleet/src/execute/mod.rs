@@ -68,7 +68,7 @@ pub enum StepError {
 }
 
 /// What happens while steps are done.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     Started(&'a Step),
     /// Where a long step is.
