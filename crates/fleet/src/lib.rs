@@ -4,6 +4,7 @@
 //! Pure: no I/O, no clock, no randomness, no threads; `now` and seeds are arguments. Collections are
 //! ordered, so the order of input can't change a plan.
 
+pub mod check;
 pub mod model;
 pub mod observed;
 pub mod overview;
