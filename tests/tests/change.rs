@@ -8,7 +8,10 @@ use tests::{
     fleet::{Spec, TestFleet, node, primaries},
     ledger::Options,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
 /// Lists that the ledger appends to: as many keys are there at the end.
 const KEYS: u64 = 2_048;
@@ -77,14 +80,24 @@ async fn memory_up_and_down_live() {
     let fleet = start(&with("128MiB")).await;
     let before = fleet.expect_settled(3, 1).await;
     let at_first = pids(&fleet, &before);
-    let maxmemory = values(&fleet, &before, "maxmemory").await;
-    change(&fleet, &[with("256MiB")]).await;
-    let grown = values(&fleet, &before, "maxmemory").await;
-    change(&fleet, &[with("128MiB")]).await;
+    let small = values(&fleet, &before, "maxmemory").await;
+    let large = Mutex::new(Vec::new());
+    fleet
+        .under_ledger(load(), async {
+            fleet.edit(&with("256MiB"));
+            fleet.up().await;
+            fleet.expect_empty_plan().await;
+            *large.lock().await = values(&fleet, &before, "maxmemory").await;
+            fleet.edit(&with("128MiB"));
+            fleet.up().await;
+        })
+        .await;
+    fleet.expect_settled(3, 1).await;
     assert_eq!(pids(&fleet, &before), at_first, "no server restarts");
     let number = |text: &String| text.parse::<u64>().expect("a number of bytes");
-    assert!(maxmemory.iter().zip(&grown).all(|(old, new)| number(old) < number(new)));
-    assert_eq!(values(&fleet, &before, "maxmemory").await, maxmemory);
+    let large = large.into_inner();
+    assert!(small.iter().zip(&large).all(|(less, more)| number(less) < number(more)), "{large:?}");
+    assert_eq!(values(&fleet, &before, "maxmemory").await, small);
 }
 
 #[tokio::test(flavor = "multi_thread")]
