@@ -86,6 +86,7 @@ impl Case<'_> {
             Action::StartNode { node } => self.judge_start(node),
             Action::Meet { nodes } => self.judge_meet(nodes),
             Action::AssignSlots { shares } => self.judge_assign(shares),
+            Action::OpenShards { pairs } => self.judge_opening(pairs),
             Action::Replicate { node, primary } => self.judge_replicate(node, primary),
             Action::Handover { from, to } => self.judge_handover(fleet, from, to),
             Action::Promote { dead, to } => self.judge_promote(dead, to, steps),
@@ -136,6 +137,24 @@ impl Case<'_> {
                     let what = format!("{node} starts empty; {peer} has data on its disk");
                     self.blame(Invariant::I6Empty, what);
                 }
+            }
+        }
+    }
+
+    /// Nobody votes, so nothing may be there to lose.
+    fn judge_opening(&mut self, pairs: &[(NodeName, NodeName)]) {
+        for (from, to) in pairs {
+            let (Some(old), Some(new)) = (self.up(from), self.up(to)) else {
+                let what = format!("{to} is to take over from {from}, and one doesn't answer");
+                return self.blame(Invariant::I5Proof, what);
+            };
+            if old.keys > 0 || new.keys > 0 {
+                let what = format!("{to} is to take over from {from} without votes: there are keys");
+                self.blame(Invariant::I5Proof, what);
+            }
+            if !matches!(new.role, Role::Replica { of, link: Link::InSync } if of == old.id) {
+                let what = format!("{to} is to take over from {from} and is no replica in sync");
+                self.blame(Invariant::I5Proof, what);
             }
         }
     }
