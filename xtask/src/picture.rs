@@ -47,7 +47,7 @@ pub fn draw() -> Result<()> {
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent)?;
     }
-    fs::write(&target, svg::draw(terminal.lines(), "keyfleet"))?;
+    fs::write(&target, svg::draw(&terminal.lines(), "keyfleet"))?;
     println!("{}", target.display());
     Ok(())
 }
@@ -154,7 +154,7 @@ mod tests {
     fn picture_of(text: &str) -> String {
         let mut terminal = Terminal::default();
         terminal.write(text);
-        svg::draw(terminal.lines(), "test")
+        svg::draw(&terminal.lines(), "test")
     }
 
     #[test]

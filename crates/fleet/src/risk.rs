@@ -258,9 +258,7 @@ impl Found<'_> {
             self.add(
                 Level::Risk,
                 format!("{primary_name} is the only copy of slots {slots}"),
-                format!(
-                    "{why}; should {primary_name} die now, these keys are lost or out of reach"
-                ),
+                format!("{why}; should {primary_name} die too, their keys are gone"),
                 up,
             );
         } else if primary == Some(State::Primary) {

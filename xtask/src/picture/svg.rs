@@ -29,7 +29,7 @@ const STYLE: &str = "
 ";
 
 /// The picture.
-pub fn draw(lines: Vec<&[Cell]>, title: &str) -> String {
+pub fn draw(lines: &[&[Cell]], title: &str) -> String {
     let columns = lines.iter().map(|line| line.len()).max().unwrap_or(0).max(COLUMNS_MIN);
     let width = columns as f64 * CHAR_WIDTH + 2.0 * MARGIN;
     let height = lines.len() as f64 * LINE_HEIGHT + TITLE_HEIGHT + MARGIN;

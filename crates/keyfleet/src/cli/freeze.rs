@@ -23,7 +23,7 @@ pub struct Args {
     lift: bool,
 }
 
-pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let session = context.open()?;
     let chosen = clusters(&session.fleet, args.cluster.as_slice())?;
     let until_ms = now_ms() + args.time;

@@ -32,9 +32,6 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    crate::guard::guard(context.file(), args.observe, Default::default())
-        .await
-        .map_err(|e| Failure::environment(e.to_string()))?;
     keep_watch(context, args.observe).await
 }
 

@@ -122,7 +122,7 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Down(args) => block_on(down::run(&context, args)),
         Command::Logs(args) => block_on(logs::run(&context, args)),
         Command::Handover(args) => block_on(handover::run(&context, args)),
-        Command::Freeze(args) => block_on(freeze::run(&context, args)),
+        Command::Freeze(args) => freeze::run(&context, &args),
     }
 }
 

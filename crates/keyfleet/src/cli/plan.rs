@@ -36,15 +36,11 @@ struct Answer<'a> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let session = context.open()?;
-    let (fleet, observed): (Fleet, Observed) = match &args.connect {
-        Some(address) => {
-            let observed = connect::observe(address).await?;
-            connect::adopt(&session.fleet, observed)?
-        }
-        None => {
-            let mut observer = Observer::new(session.store.clone(), Pool::new());
-            (Fleet::clone(&session.fleet), observer.observe(&session.fleet).await?)
-        }
+    let (fleet, observed): (Fleet, Observed) = if let Some(address) = &args.connect {
+        connect::adopt(&session.fleet, connect::observe(address).await?)?
+    } else {
+        let mut observer = Observer::new(session.store.clone(), Pool::new());
+        (Fleet::clone(&session.fleet), observer.observe(&session.fleet).await?)
     };
     let waves = preview(&fleet, &observed, WAVES_MAX, plan);
     let changes = !steps::is_empty(&waves);

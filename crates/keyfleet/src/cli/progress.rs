@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::{
     printer::{Live, Printer},
     steps,
-    text::{Style, plural, span},
+    text::{plural, span},
 };
 use crate::{
     execute::{Event, Sink, StepError},
@@ -88,7 +88,7 @@ impl Progress {
     /// Takes the events of the steps.
     pub fn sink(&self) -> Sink {
         let state = Arc::clone(&self.state);
-        Arc::new(move |event: Event<'_>| lock(&state).event(event))
+        Arc::new(move |event: Event<'_>| lock(&state).event(&event))
     }
 
     /// A look at the world: what will be done next, and what failed before.
@@ -128,12 +128,8 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl State {
-    fn style(&self) -> Style {
-        self.printer.error_style
-    }
-
-    fn event(&mut self, event: Event<'_>) {
-        match event {
+    fn event(&mut self, event: &Event<'_>) {
+        match *event {
             Event::Started(step) => {
                 let running =
                     Running { step: step.clone(), since: Instant::now(), note: String::new() };
@@ -170,7 +166,7 @@ impl State {
             }
             let text = format!("{}: {error}; trying again", described(step));
             if self.live.enabled() {
-                let mark = self.style().yellow("▲");
+                let mark = self.printer.error_style.yellow("▲");
                 self.above.push(format!("{mark} {text}"));
             } else {
                 self.printer.note(&text);
@@ -195,7 +191,7 @@ impl State {
         if !self.done.is_empty() && self.live.enabled() {
             let took = span(millis(self.wave_started.elapsed()));
             let text = steps::summary(self.done.iter());
-            let style = self.style();
+            let style = self.printer.error_style;
             self.above.push(format!("{} {text} {}", style.green("✔"), style.dim(&took)));
         }
         self.done.clear();
@@ -205,7 +201,7 @@ impl State {
         if !self.live.enabled() || self.finished {
             return;
         }
-        let style = self.style();
+        let style = self.printer.error_style;
         let elapsed = self.started.elapsed();
         let frame = SPINNER[elapsed.as_millis() as usize / 100 % SPINNER.len()];
         let spinner = style.cyan(frame);

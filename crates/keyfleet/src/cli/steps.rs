@@ -49,7 +49,7 @@ pub fn path(waves: &[Wave], style: Style) -> String {
             out.push('\n');
         }
     }
-    out.push_str(&style.bold(&summary_line(waves)));
+    out.push_str(&style.bold(&wrap(&summary_line(waves), WIDTH_MAX, 0)));
     out.push('\n');
     out
 }

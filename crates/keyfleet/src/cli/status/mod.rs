@@ -48,21 +48,20 @@ pub struct Args {
 /// What is looked at.
 enum Source {
     Fleet {
-        session: Session,
-        observer: Observer,
+        session: Box<Session>,
+        observer: Box<Observer>,
     },
     /// A cluster that keyfleet did not make, by the address of one of its nodes.
     Foreign(String),
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let mut source = match args.connect {
-        Some(address) => Source::Foreign(address),
-        None => {
-            let session = context.open()?;
-            let observer = Observer::new(session.store.clone(), Pool::new());
-            Source::Fleet { session, observer }
-        }
+    let mut source = if let Some(address) = args.connect {
+        Source::Foreign(address)
+    } else {
+        let session = Box::new(context.open()?);
+        let observer = Box::new(Observer::new(session.store.clone(), Pool::new()));
+        Source::Fleet { session, observer }
     };
     if !args.watch {
         source.show(context, args.output, false).await?;

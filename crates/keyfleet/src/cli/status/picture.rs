@@ -385,7 +385,7 @@ fn fragmentation_text(memory: Memory, style: Style) -> String {
 
 /// `24M`, `1.5G`.
 fn short(bytes: u64) -> String {
-    Bytes(bytes).to_string().replace(" B", "B").replace(" ", "").replace("iB", "")
+    Bytes(bytes).to_string().replace(" B", "B").replace(' ', "").replace("iB", "")
 }
 
 fn risk_list(risks: &[Risk], style: Style) -> String {
