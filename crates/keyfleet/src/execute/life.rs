@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -44,7 +45,7 @@ pub(super) async fn create(
     let conf = node_conf(&place, cluster, &binary.engine, &own)?;
     let users = users_acl(&context.fleet, cluster, &context.store)?;
     let launched = {
-        let _claim = Claim::new(node)?;
+        let _claim = Claim::new(context, node)?;
         if find(context, node)?.is_some() {
             return Err(StepError::Stale(format!("{node} runs already")));
         }
@@ -57,24 +58,26 @@ pub(super) async fn create(
 /// The right to start a node's server, for as long as that takes. A step that is dropped goes on to
 /// its next pause: the step that comes after it must not make a directory under a server that is
 /// just being started, or start a second one.
-struct Claim<'a>(&'a NodeName);
+struct Claim(PathBuf);
 
-static CLAIMED: Mutex<BTreeSet<NodeName>> = Mutex::new(BTreeSet::new());
+/// The directories of the nodes.
+static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-impl<'a> Claim<'a> {
-    fn new(node: &'a NodeName) -> Result<Self, StepError> {
+impl Claim {
+    fn new(context: &Context, node: &NodeName) -> Result<Self, StepError> {
+        let directory = context.store.node_dir(node);
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-        if claimed.insert(node.clone()) {
-            Ok(Self(node))
+        if claimed.insert(directory.clone()) {
+            Ok(Self(directory))
         } else {
             Err(StepError::Stale(format!("{node} is just being started")))
         }
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
-        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(self.0);
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
 }
 
@@ -132,7 +135,7 @@ fn rewrite(context: &Context, member: &Member) -> Result<(), StepError> {
 /// Starts the server, waits until it answers and has loaded its data.
 async fn run(context: &Context, node: &NodeName) -> Result<(), StepError> {
     let launched = {
-        let _claim = Claim::new(node)?;
+        let _claim = Claim::new(context, node)?;
         if find(context, node)?.is_some() {
             return Err(StepError::Stale(format!("{node} runs already")));
         }
