@@ -25,7 +25,7 @@ const INTRODUCTIONS: usize = 8;
 /// How long a first meeting may take before it is begun again.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 /// After how long without effect peers are told again: a little more than the servers' own tick.
-const NUDGE: Duration = Duration::from_millis(120);
+pub(super) const NUDGE: Duration = Duration::from_millis(120);
 /// How long a cluster may take to agree on something.
 const AGREE: Duration = Duration::from_secs(30);
 /// How long a copy may stand still before it counts as stuck.
@@ -110,18 +110,18 @@ async fn tell(context: &Context, tellers: &[&Member], peers: &[Member]) -> Resul
 }
 
 /// Something that is to be done again and again, with a pause.
-struct Tick {
+pub(super) struct Tick {
     pause: Duration,
     last: Option<Instant>,
 }
 
 impl Tick {
-    fn new(pause: Duration) -> Self {
+    pub(super) fn new(pause: Duration) -> Self {
         Self { pause, last: None }
     }
 
     /// The pause is over; the next one begins.
-    fn is_due(&mut self) -> bool {
+    pub(super) fn is_due(&mut self) -> bool {
         let due = self.last.is_none_or(|last| last.elapsed() > self.pause);
         if due {
             self.last = Some(Instant::now());
@@ -191,7 +191,11 @@ async fn introduce_all(
 }
 
 /// Makes `teller` send its news to the peers within about 100 ms.
-async fn introduce(context: &Context, teller: &Member, peers: &[Member]) -> Result<(), StepError> {
+pub(super) async fn introduce(
+    context: &Context,
+    teller: &Member,
+    peers: &[Member],
+) -> Result<(), StepError> {
     let peers = peers.iter().filter(|peer| peer.name != teller.name);
     let calls: Vec<Vec<String>> = peers
         .map(|peer| {

@@ -1,22 +1,25 @@
 //! Steps that move the primary's role.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use fleet::model::NodeName;
+use fleet::model::{ClusterName, NodeName};
 use protocol::NodeId;
 
 use super::{
     Context, Member, Report, StepError, View,
     context::{Wait, together},
-    join, life,
+    join::{self, NUDGE, Tick},
+    life,
 };
 
 /// How long the servers try a manual failover before they give it up.
 const ATTEMPT: Duration = Duration::from_millis(5_500);
 /// How long two nodes that are both up may take to link.
 const LINK: Duration = Duration::from_secs(5);
-/// How long a promotion waits for links at most: nobody can write meanwhile.
+/// How long a promotion waits for more than a majority at most: nobody can write meanwhile.
 const QUICK: Duration = Duration::from_millis(200);
+/// How long a promotion waits for a majority that would vote for it.
+const ELECTABLE: Duration = Duration::from_secs(5);
 /// How long the other nodes may take to hear of a new primary.
 const AGREE: Duration = Duration::from_secs(10);
 
@@ -120,6 +123,55 @@ async fn wait_linked(
     }
 }
 
+/// Waits until a majority would vote for the candidate: it knows the candidate as a replica of
+/// that primary, has links with it, and knows of no configuration that the candidate hasn't heard of.
+/// News that is missing is spread at once. Asked too early the voters say nothing, and the
+/// candidate would not stand again before four times the node timeout.
+async fn wait_electable(
+    context: &Context,
+    candidate: &Member,
+    of: NodeId,
+) -> Result<(), StepError> {
+    let mut wait = Wait::new(ELECTABLE);
+    let mut told = Tick::new(NUDGE);
+    let newest = |view: &View| view.nodes.rows.iter().map(|row| row.config_epoch).max();
+    loop {
+        let all = context.members(&candidate.name.cluster)?;
+        let views = context.views_within(&all, QUICK).await;
+        let seen: Vec<(Member, View)> = all
+            .into_iter()
+            .zip(views)
+            .filter_map(|(member, view)| Some((member, view.ok()?)))
+            .collect();
+        if let Some((_, own)) = seen.iter().find(|(member, _)| member.name == candidate.name) {
+            let id = own.id();
+            let entitled = own.nodes.rows.iter();
+            let entitled =
+                entitled.filter(|row| row.flags.primary && !row.slots.is_empty()).count();
+            let voters = seen.iter().filter(|(_, view)| view.is_primary() && view.owns_slots());
+            let (ready, deaf): (Vec<_>, Vec<_>) = voters.partition(|(_, view)| {
+                let row = view.nodes.row(id);
+                let linked = own.nodes.row(view.id()).is_some_and(|row| row.link_up);
+                row.is_some_and(|row| row.primary == Some(of) && row.link_up)
+                    && linked
+                    && newest(view) <= newest(own)
+            });
+            let elected = ready.len() > entitled / 2;
+            if deaf.is_empty() && elected || elected && wait.waited() > QUICK {
+                return Ok(());
+            }
+            if told.is_due() {
+                let deaf: Vec<Member> = deaf.iter().map(|(member, _)| member.clone()).collect();
+                join::introduce(context, candidate, &deaf).await?;
+                for voter in &deaf {
+                    join::introduce(context, voter, std::slice::from_ref(candidate)).await?;
+                }
+            }
+        }
+        wait.pause(|| format!("a majority would vote for {}", candidate.name)).await?;
+    }
+}
+
 /// CLUSTER FAILOVER TAKEOVER on the replicas of a cluster that holds nothing: there is nothing that
 /// the missing votes could protect.
 pub(super) async fn open_shards(
@@ -159,7 +211,43 @@ pub(super) async fn open_shards(
         let context = context.clone();
         async move { settled(&context, &old, &new, id).await }
     });
-    together(settling).await.into_iter().collect()
+    together(settling).await.into_iter().collect::<Result<(), _>>()?;
+    match pairs.first() {
+        Some((from, _)) => epochs_settled(context, &from.cluster).await,
+        None => Ok(()),
+    }
+}
+
+/// Waits until every node knows each primary's configuration epoch, and all differ: a candidate that
+/// knows an old one gets no votes. Primaries that took the same one settle that meanwhile.
+async fn epochs_settled(context: &Context, cluster: &ClusterName) -> Result<(), StepError> {
+    let mut wait = Wait::new(AGREE);
+    let mut told = Tick::new(NUDGE);
+    loop {
+        let all = context.answering(cluster).await?;
+        let epoch = |view: &View, id: NodeId| view.nodes.row(id).map(|row| row.config_epoch);
+        let mut epochs = BTreeSet::new();
+        let mut untold = Vec::new();
+        let mut differ = true;
+        for (teller, own) in all.iter().filter(|(_, view)| view.is_primary()) {
+            let news = epoch(own, own.id());
+            differ &= epochs.insert(news);
+            let deaf = all.iter().filter(|(_, view)| epoch(view, own.id()) != news);
+            let deaf: Vec<Member> = deaf.map(|(member, _)| member.clone()).collect();
+            if !deaf.is_empty() {
+                untold.push((teller, deaf));
+            }
+        }
+        if differ && untold.is_empty() {
+            return Ok(());
+        }
+        if told.is_due() {
+            for (teller, deaf) in &untold {
+                join::introduce(context, teller, deaf).await?;
+            }
+        }
+        wait.pause(|| "every node knows the primaries' configuration epochs".to_owned()).await?;
+    }
 }
 
 /// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
@@ -181,9 +269,8 @@ pub(super) async fn promote(
         if dead_id.is_some() && of != dead_id {
             return Err(StepError::Stale(format!("{to} is no replica of {dead}")));
         }
-        match wait_linked(context, &member, QUICK).await {
-            Ok(()) | Err(StepError::Late { .. }) => {}
-            Err(error) => return Err(error),
+        if let Some(of) = of {
+            wait_electable(context, &member, of).await?;
         }
         context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await?;
         if !wait_primary(context, &member, ATTEMPT).await? {
