@@ -38,6 +38,8 @@ use crate::{
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long an answer of a server may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a fleet may take to be as its spec wants it when nothing more happens to it.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(20);
 
 /// See the module.
@@ -317,6 +319,17 @@ impl TestFleet {
             panic!("{error}; {}{}", told(&Ok(observed)), self.output());
         }
         observed
+    }
+
+    /// [`TestFleet::expect_settled`] once that is so: for when guard or the cluster gets there alone.
+    pub async fn wait_settled(&self, shards: usize, replicas: usize) -> Observed {
+        let session = Session::open(&self.directory.join("fleet.yaml"), true).expect("a good spec");
+        let settled = |seen: &Observed| {
+            check_settled(seen, shards, replicas).is_ok()
+                && fleet::plan::plan(&session.fleet, seen).is_done()
+        };
+        self.wait_for("all as the spec wants it", SETTLE_TIME_MAX, settled).await;
+        self.expect_settled(shards, replicas).await
     }
 
     /// The keys of all primaries together.

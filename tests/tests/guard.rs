@@ -83,8 +83,7 @@ async fn a_killed_primary_of_a_cache_is_replaced_at_once() {
     assert!(gap < timeout.as_millis() as f64 / 3.0, "{gap} ms: {}", guard.stderr());
     assert!(!verdict.void, "{report}");
     assert!(verdict.duplicated.is_empty() && verdict.unexpected.is_empty(), "{verdict:?}");
-    fleet.wait_for("calm", TIME_MAX, |seen| is_healthy(seen, 6)).await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 /// What a primary had acknowledged stands in its append-only file, and may not in its replicas.
@@ -214,8 +213,7 @@ async fn emptied_while_guarded(what: Emptied) {
     fleet.kill9(&primary).await;
     let swapped = |seen: &Observed| is_primary(seen, &replica) && is_synced_replica(seen, &primary);
     fleet.wait_for("the roles are swapped", TIME_MAX, swapped).await;
-    fleet.wait_for("calm", TIME_MAX, |seen| is_healthy(seen, 6)).await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
     assert_eq!(fleet.keys().await, keys);
 }
 
@@ -272,8 +270,7 @@ async fn a_hung_primary_is_replaced_by_the_clusters_own_election() {
     let what = "it follows now";
     fleet.wait_for(what, TIME_MAX, |seen| is_synced_replica(seen, &primary)).await;
     assert_eq!(fleet.pid(&primary), pid, "it was not killed");
-    fleet.wait_for("calm", TIME_MAX, |seen| is_healthy(seen, 6)).await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 /// How many primaries the fullest host has.

@@ -292,6 +292,37 @@ fn blind_means_observe_only() {
 }
 
 #[test]
+fn who_answers_is_not_unreachable() {
+    let mut observed = world(3, &THREE);
+    for view in observed.nodes.values_mut() {
+        view.process = Process::Unknown;
+    }
+    check(&spec(3, 1, 3), &observed, &[]);
+}
+
+#[test]
+fn what_is_gone_for_good_is_forgotten() {
+    let mut observed = world(3, &THREE);
+    let forgotten = format!("forget {}", id(9).short());
+    for (ip, expected) in [
+        (Some(host_address(1)), forgotten.as_str()),
+        // Another id has its address now.
+        (None, &forgotten),
+    ] {
+        for number in 1..=6 {
+            let table = Arc::make_mut(&mut up(&mut observed, number).table);
+            let (replica_of, slots, health) = (None, SlotSet::new(), Health::Failed);
+            let row = Row { ip, port: 9, replica_of, config_epoch: 9, slots, health };
+            table.rows.insert(id(9), row);
+        }
+        check(&spec(3, 1, 3), &observed, &[expected]);
+    }
+    observed.hosts.get_mut(&host_name(2)).unwrap().reachable = false;
+    let lines = lines(&spec(3, 1, 3), &observed);
+    assert!(!lines.contains(&forgotten), "it may live on the host that can't be asked: {lines:?}");
+}
+
+#[test]
 fn more_shards_need_nodes_then_slots() {
     check(
         &spec(4, 1, 3),

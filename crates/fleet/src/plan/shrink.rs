@@ -6,7 +6,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 use protocol::NodeId;
 
 use super::{Draft, MergedRow, View, restart, roster::Roster};
-use crate::{model::Fleet, observed::Health, step::Action};
+use crate::{
+    model::{Fleet, HostId},
+    observed::Health,
+    step::Action,
+};
 
 /// Forget ids that are alive nowhere (I7): failed, without slots, at the address of one of our hosts
 /// where our runtime sees no server with that id.
@@ -34,7 +38,7 @@ fn followed(view: &View<'_>, id: NodeId) -> bool {
     view.members.iter().any(|member| member.up.is_some() && view.replica_of(member) == Some(id))
 }
 
-fn host_of(fleet: &Fleet, ip: IpAddr) -> Option<&crate::model::HostId> {
+fn host_of(fleet: &Fleet, ip: IpAddr) -> Option<&HostId> {
     fleet.hosts.values().find(|host| host.address == ip).map(|host| &host.id)
 }
 
@@ -42,12 +46,14 @@ fn at_ours(fleet: &Fleet, row: &MergedRow) -> bool {
     row.address.is_none_or(|(ip, _)| host_of(fleet, ip).is_some())
 }
 
-/// Our runtime can be asked on the host at the row's address, and knows no such server there.
+/// Our runtime can be asked on the host at the row's address, and knows no such server there. A row
+/// without an address was left by a node whose address another id has now: it may be on any host.
 fn proven_gone(fleet: &Fleet, view: &View<'_>, row: &MergedRow) -> bool {
-    row.address
-        .and_then(|(ip, _)| host_of(fleet, ip))
-        .and_then(|host| view.observed.hosts.get(host))
-        .is_some_and(|host| host.reachable)
+    let asked = |host: &HostId| view.observed.hosts.get(host).is_some_and(|host| host.reachable);
+    match row.address {
+        Some((ip, _)) => host_of(fleet, ip).is_some_and(asked),
+        None => fleet.hosts.keys().all(asked),
+    }
 }
 
 /// Remove one node that is too many.

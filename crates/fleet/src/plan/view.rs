@@ -267,8 +267,9 @@ impl<'a> View<'a> {
     /// servers are silent to us.
     pub fn blind(&self) -> Option<String> {
         let total = self.members.len();
-        let unknown =
-            self.members.iter().filter(|member| member.view.process == Process::Unknown).count();
+        let unasked =
+            |member: &&Member<'_>| member.view.process == Process::Unknown && member.up.is_none();
+        let unknown = self.members.iter().filter(unasked).count();
         if unknown * 2 > total {
             return Some(format!("{unknown} of {total} nodes are on hosts that can't be asked"));
         }
