@@ -75,6 +75,14 @@ pub(super) fn create(
     for (host, why) in places {
         let Some(number) = numbers.next() else { break };
         let node = NodeName::new(view.spec.name.clone(), number);
+        if view.observed.hosts.get(&host).is_some_and(|host| !host.reachable) {
+            draft.block(
+                format!("{node} on {host}"),
+                format!("{host} can't be asked"),
+                Some("check the host and the way to it"),
+            );
+            continue;
+        }
         match ports.take(&host, view.spec.ports, number) {
             Ok(ports) => draft.step(Action::CreateNode { node, host, ports }, why),
             Err(Some(port)) => draft.block(
@@ -216,7 +224,8 @@ pub(super) fn attach(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .filter(|index| {
             let member = &view.members[*index];
             let known = member.id.and_then(|id| view.merged.get(&id));
-            member.up.is_some()
+            // By its own word too: one that was cut off may not know yet that it was replaced.
+            member.up.is_some_and(|up| up.keys == 0 && up.slots().is_empty())
                 && member.joined
                 && view.allows(&member.view.host)
                 && known.is_some_and(|row| row.health != Health::Handshake)

@@ -48,8 +48,14 @@ fn absent_primary(view: &View<'_>, shard: &Shard, draft: &mut Draft) {
                 format!("their only holder {label} is not one of the fleet's nodes any more"),
                 Some("bring its directory back; else restore the data"),
             );
-        } else {
+        } else if view.has_quorum() && best_replica(view, shard, true).is_some() {
             draft.wait(format!("the cluster's own election in place of {label}"));
+        } else {
+            draft.block(
+                format!("a primary in place of {label}"),
+                "it is gone, and none of its replicas can be elected",
+                Some("CLUSTER FAILOVER TAKEOVER at the replica that has the most data"),
+            );
         }
         return;
     };
@@ -122,9 +128,12 @@ fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut
                 "it died and its disk is empty; this replica holds what is left",
                 draft,
             ),
-            _ => draft.wait(format!(
-                "{name} stays down: its disk is empty and would be copied over its replicas' data"
-            )),
+            _ => draft.block(
+                format!("{name} runs"),
+                "its disk is empty and would be copied over its replicas' data, and too few \
+                 primaries are left to elect one of them",
+                Some("CLUSTER FAILOVER TAKEOVER at the replica that has the most data"),
+            ),
         }
         return;
     }
@@ -255,12 +264,14 @@ fn stopped_follower(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
     draft.step(Action::StartNode { node: name.clone() }, "its process is gone");
 }
 
-/// An answering replica that still takes this id for its primary.
+/// An answering replica with data that still takes this id for its primary.
 fn still_followed<'a>(view: &View<'a>, id: NodeId) -> Option<&'a NodeName> {
     view.members
         .iter()
         .find(|other| {
-            other.up.is_some_and(|up| matches!(up.role, Role::Replica { of, .. } if of == id))
+            other.up.is_some_and(|up| {
+                up.keys > 0 && matches!(up.role, Role::Replica { of, .. } if of == id)
+            })
         })
         .map(|other| other.name)
 }

@@ -22,6 +22,8 @@ pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
         }
         if row.health == Health::Failed && proven_gone(fleet, view, row) {
             draft.step(Action::Forget { id: *id }, "the node with this id is gone for good");
+        } else if proven_gone(fleet, view, row) {
+            draft.wait(format!("{}, which is gone, to be noticed by its peers", id.short()));
         } else if row.health != Health::Handshake && !at_ours(fleet, row) {
             let address =
                 row.address.map_or_else(|| "?".to_owned(), |(ip, port)| format!("{ip}:{port}"));
@@ -66,7 +68,10 @@ pub(super) fn surplus(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .into_iter()
         .map(|(spare, _)| spare)
         .collect();
-    let unused = roster.spares.iter().rev().find(|index| !used.contains(index));
+    let unused = roster.spares.iter().rev().find(|index| {
+        let id = view.members[**index].id;
+        !used.contains(index) && id.is_none_or(|id| !followed(view, id))
+    });
     if let Some(index) = unused {
         let node = view.members[*index].name.clone();
         draft.step(Action::RemoveNode { node }, "it owns no slot, and no shard needs it");
