@@ -12,7 +12,7 @@ use fleet::{
     model::{ClusterName, Fleet, HostId},
     observed::{Observed, Role},
     step::{Action, Step, Wave},
-    world::{Fault, Vantage, World},
+    world::{Fault, Sync, Vantage, World},
 };
 use protocol::NodeId;
 
@@ -199,7 +199,7 @@ impl<'a> Trial<'a> {
             }
             return Some(Ok(self.tally));
         }
-        if waited_ms > 120_000 && self.is_beyond_repair() {
+        if !wave.blocked.is_empty() && waited_ms > 120_000 && self.is_beyond_repair() {
             self.tally.beyond_repair = true;
             return Some(Ok(self.tally));
         }
@@ -209,30 +209,29 @@ impl<'a> Trial<'a> {
         (waited_ms > WAIT_MS_MAX).then(|| Err(Failure::Endless(wave.clone())))
     }
 
-    /// A shard has no node left, or so many primaries are gone for good that the rest is no majority.
+    /// Faults took too much: a shard's primary is gone with its data, and no replica of it has any
+    /// that it could be elected with, or too few primaries are left to vote.
     pub fn is_beyond_repair(&self) -> bool {
-        let mut owners: BTreeMap<ClusterName, BTreeMap<NodeId, u64>> = BTreeMap::new();
-        let mut alive: BTreeSet<NodeId> = BTreeSet::new();
-        let mut followed: BTreeSet<NodeId> = BTreeSet::new();
-        for (name, node) in self.world.nodes() {
-            alive.insert(node.id);
-            if node.directory.id.is_none() {
-                alive.remove(&node.id);
+        let mut owners: BTreeMap<&ClusterName, BTreeSet<NodeId>> = BTreeMap::new();
+        let mut well: BTreeSet<NodeId> = BTreeSet::new();
+        let mut heirs: BTreeSet<NodeId> = BTreeSet::new();
+        let nodes: Vec<_> = self.world.nodes().collect();
+        for (name, node) in &nodes {
+            if self.world.answers(name) {
+                well.insert(node.id);
+                heirs.extend(node.replica_of().filter(|_| node.sync == Sync::InSync));
             }
-            followed.extend(node.replica_of());
-            if node.table.rows.len() < 2 && self.fleet.clusters.len() > 1 {
-                continue;
-            }
-            for (id, row) in &node.table.rows {
-                if row.replica_of.is_none() && !row.slots.is_empty() {
-                    owners.entry(name.cluster.clone()).or_default().insert(*id, row.config_epoch);
-                }
+            if let Some(cluster) = self.fleet.clusters.get_key_value(&name.cluster) {
+                let rows = node.table.rows.iter();
+                let owning =
+                    rows.filter(|(_, row)| row.replica_of.is_none() && !row.slots.is_empty());
+                owners.entry(cluster.0).or_default().extend(owning.map(|(id, _)| *id));
             }
         }
         owners.values().any(|owners| {
-            let gone: Vec<&NodeId> = owners.keys().filter(|id| !alive.contains(id)).collect();
-            gone.len() * 2 >= owners.len() && !gone.is_empty()
-                || gone.iter().any(|id| !followed.contains(id))
+            let gone = owners.difference(&well).count();
+            gone * 2 >= owners.len() && gone > 0
+                || owners.difference(&well).any(|id| !heirs.contains(id))
         })
     }
 

@@ -10,6 +10,9 @@ use std::{
 use fleet::plan::plan;
 use sim::trial::{Tally, random};
 
+/// How many failures a thread collects before it stops.
+const FAILURES_MAX: usize = 20;
+
 /// How many stories a run tries.
 const CASES: u64 = 20_000;
 
@@ -45,7 +48,7 @@ fn every_story_ends_well() {
         let mut failed = Vec::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= cases || failed.len() >= 5 {
+            if seed >= cases || failed.len() >= FAILURES_MAX {
                 return (sum, count, failed);
             }
             count += 1;

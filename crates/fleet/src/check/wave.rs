@@ -149,7 +149,8 @@ impl Case<'_> {
                 return self.blame(Invariant::I5Proof, what);
             };
             if old.keys > 0 || new.keys > 0 {
-                let what = format!("{to} is to take over from {from} without votes: there are keys");
+                let what =
+                    format!("{to} is to take over from {from} without votes: there are keys");
                 self.blame(Invariant::I5Proof, what);
             }
             if !matches!(new.role, Role::Replica { of, link: Link::InSync } if of == old.id) {
@@ -422,13 +423,13 @@ impl Case<'_> {
             let what = format!("{} is forgotten and {name} copies it", id.short());
             self.blame(Invariant::Sense, what);
         }
-        let well = self
+        let missed = self
             .viewers()
             .into_iter()
             .filter_map(|(_, up)| up.table.rows.get(&id))
-            .any(|row| row.health == Health::Ok);
-        if well {
-            let what = format!("{} is forgotten and a peer reaches it", id.short());
+            .any(|row| row.health == Health::Failed);
+        if !missed {
+            let what = format!("{} is forgotten and no peer misses it", id.short());
             self.blame(Invariant::I7Forget, what);
         }
     }

@@ -193,7 +193,9 @@ impl Group {
                 .map(|node| node.id)
                 .collect();
             let edit = |table: &mut crate::observed::Table| {
-                absorb(table, id, &claim, true, |other| names.contains(&other));
+                absorb(table, id, &claim, &protocol::SlotSet::new(), true, |other| {
+                    names.contains(&other)
+                });
             };
             self.tell(&hearers, edit, net.now_ms);
         }

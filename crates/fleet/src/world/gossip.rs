@@ -242,8 +242,12 @@ impl Group {
         let follows = |id: NodeId| {
             snapshot.alive.get(&id).is_some_and(|(number, _)| class.members.contains(number))
         };
+        let unclaimed = SlotSet::from_ranges(direct.iter().flat_map(|(id, row)| {
+            let known = old.rows.get(id).map(|known| known.slots.difference(&row.slots));
+            known.into_iter().flat_map(|slots| slots.ranges().to_vec())
+        }));
         for (id, row) in direct.into_iter().chain(relayed) {
-            absorb(now, id, row, class.follow_any_taker, follows);
+            absorb(now, id, row, &unclaimed, class.follow_any_taker, follows);
         }
         if now == old {
             *table = None;

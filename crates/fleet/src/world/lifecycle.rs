@@ -56,13 +56,21 @@ impl Node {
     }
 }
 
+/// What the engines have where nobody asks for anything else, of what specs change most.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("appendonly", "no"),
+    ("maxmemory", "0"),
+    ("maxmemory-policy", "noeviction"),
+    ("save", "3600 1 300 100 60 10000"),
+];
+
 /// The directives of the spec as CONFIG GET gives them.
 pub(super) fn wanted_config(cluster: &Cluster) -> BTreeMap<String, String> {
-    let mut config: BTreeMap<String, String> = cluster
-        .config
-        .iter()
-        .map(|(name, value)| (name.clone(), normalise_value(name, &value.joined())))
-        .collect();
+    let mut config: BTreeMap<String, String> =
+        DEFAULTS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    for (name, value) in &cluster.config {
+        config.insert(name.clone(), normalise_value(name, &value.joined()));
+    }
     config.insert("cluster-node-timeout".to_owned(), cluster.node_timeout_ms.to_string());
     config.insert("cluster-allow-replica-migration".to_owned(), "no".to_owned());
     config

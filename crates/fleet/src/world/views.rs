@@ -16,12 +16,15 @@ pub(super) fn same_claim(known: &Row, claim: &Row) -> bool {
         && known.ip == claim.ip
 }
 
-/// Takes a node's word on its role and slots into a table. Nodes for which `follows` holds act on
+/// Takes a node's word on its role and slots into a table. Of `unclaimed` slots their holders say
+/// that they aren't theirs any more: they go to any claimant (Redis from 7.2; older ones keep a view
+/// until the claimant's epoch is the higher one). Nodes for which `follows` holds act on
 /// it at once: where a claim took their primary's last slot, they follow the claimant.
 pub(super) fn absorb(
     table: &mut Table,
     id: NodeId,
     claim: &Row,
+    unclaimed: &SlotSet,
     follow_any_taker: bool,
     follows: impl Fn(NodeId) -> bool,
 ) {
@@ -45,12 +48,13 @@ pub(super) fn absorb(
         if *other == id || row.slots.is_empty() {
             continue;
         }
-        let contested = wanted.intersection(&row.slots);
-        if contested.is_empty() {
-            continue;
-        }
+        let mut contested = wanted.intersection(&row.slots);
         if row.config_epoch >= claim.config_epoch {
-            gained = gained.difference(&contested);
+            let kept = contested.difference(unclaimed);
+            gained = gained.difference(&kept);
+            contested = contested.difference(&kept);
+        }
+        if contested.is_empty() {
             continue;
         }
         row.slots = row.slots.difference(&contested);
