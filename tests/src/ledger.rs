@@ -336,8 +336,10 @@ impl Shared {
     }
 }
 
-/// `count` keys in slots that are evenly spread, ascending.
+/// `count` keys in slots that are evenly spread, ascending; no two ledgers have the same.
 fn keys(count: u16) -> Vec<(Slot, String)> {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let run = format!("{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
     let mut wanted: BTreeMap<Slot, Option<String>> = (0..u32::from(count))
         .filter_map(|index| Slot::new((index * u32::from(SLOT_COUNT) / u32::from(count)) as u16))
         .map(|slot| (slot, None))
@@ -347,7 +349,7 @@ fn keys(count: u16) -> Vec<(Slot, String)> {
         if left == 0 {
             break;
         }
-        let key = format!("ledger:{number}");
+        let key = format!("ledger:{run}:{number}");
         if let Some(place @ None) = wanted.get_mut(&key_slot(key.as_bytes())) {
             *place = Some(key);
             left -= 1;
@@ -464,8 +466,10 @@ impl Writer {
         while !shared.stop.load(Ordering::Relaxed) {
             if let Some(batch_time) = batch_time {
                 sleep_until(due).await;
-                // What was missed is not caught up with: the load stays what it is.
-                due = (due + batch_time).max(Instant::now());
+                // The clock ticks in milliseconds: what a sleep was too long is made up for, but not
+                // what the cluster was too slow.
+                let late_max = Duration::from_millis(5);
+                due = (due + batch_time).max(Instant::now().checked_sub(late_max).unwrap_or(due));
             }
             let started = Instant::now();
             let first = self.outcomes.len();

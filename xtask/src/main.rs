@@ -1,5 +1,6 @@
-//! What developers and the pipeline run: `cargo xtask test`, `engines`, `directives`.
+//! What developers and the pipeline run: `cargo xtask test`, `bench`, `engines`, `directives`.
 
+mod bench;
 mod command;
 mod directives;
 mod engines;
@@ -8,6 +9,8 @@ mod packages;
 mod picture;
 mod server;
 mod test;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -25,6 +28,11 @@ enum Task {
         /// Run only tests whose names contain one of these.
         filter: Vec<String>,
     },
+    /// Measure keyfleet beside the engines' own tools; exit 1 where a goal isn't met.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
     /// Install the engines that the tests run against, and print where they are.
     Engines,
     /// Run keyfleet and draw what the terminal shows into docs/status.svg.
@@ -38,15 +46,17 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
-        Task::Test { filter } => test::run_all(&filter),
-        Task::Engines => engines::install().map(|installed| {
-            for engine in installed {
+        Task::Bench { bench } => return bench::run(&bench),
+        Task::Test { filter } => test::run_all(&filter)?,
+        Task::Engines => {
+            for engine in engines::install()? {
                 println!("{} {}", engine.name, engine.server.display());
             }
-        }),
-        Task::Picture => picture::draw(),
-        Task::Directives { check } => directives::run(check),
+        }
+        Task::Picture => picture::draw()?,
+        Task::Directives { check } => directives::run(check)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -5,9 +5,9 @@
 //! one write, followed by the question what is left in the slot. The answer is the next round's
 //! work: whatever failed half-way shows up in it, so nothing is remembered but what the node says.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use protocol::{Slot, Value, resp::ServerError};
+use protocol::{Role, Slot, Value, resp::ServerError};
 use tokio::time::{Instant, sleep};
 
 use super::{Auth, Link, Pipeline, pace::Pacer, slots::Fault};
@@ -26,6 +26,8 @@ const SAMPLE_EVERY: usize = 16;
 const MIGRATE_TIME_MS: u64 = 500;
 /// What a time-out allows a heavy batch beside it.
 const MIGRATE_BYTES_PER_MS: u64 = 20_000;
+/// How long commands may take that carry no keys.
+pub(super) const REPLY_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long refusals that pass (the target loads, votes, runs a script) are waited out.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PASSING_PAUSE: Duration = Duration::from_millis(100);
@@ -79,7 +81,7 @@ impl Batch<'_> {
 /// Takes keys out of one node into another.
 pub(super) struct Carrier<'a> {
     pub from: Link,
-    pub to: std::net::SocketAddr,
+    pub to: SocketAddr,
     pub auth: Option<&'a Auth>,
     /// Overwrite what the other end has under the same name. Right only where `from` owns the slot
     /// and has it marked as migrating to `to`: then clients were served by `from` whenever it had
@@ -108,19 +110,48 @@ struct Round {
     fatal: Option<Fault>,
 }
 
-impl Carrier<'_> {
+impl<'a> Carrier<'a> {
+    /// A carrier that overwrites.
+    pub async fn connect(
+        from: SocketAddr,
+        to: SocketAddr,
+        auth: Option<&'a Auth>,
+        pacer: &'a Pacer,
+        arrived: &'a (dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<Self, Fault> {
+        let mut from = Link::connect(from, auth).await?;
+        let node_timeout = node_timeout(&mut from).await?;
+        Ok(Self { from, to, auth, replace: true, node_timeout, pacer, arrived })
+    }
+
     /// Asks what is in the slots.
     pub async fn list(&mut self, slots: &[Slot]) -> Result<Vec<Listing>, Fault> {
-        let mut pipeline = Pipeline::default();
+        self.list_after(Pipeline::default(), "", slots).await
+    }
+
+    /// Sends commands, none of which may be refused, and asks what is in the slots after them.
+    pub async fn list_after(
+        &mut self,
+        mut pipeline: Pipeline,
+        command: &'static str,
+        slots: &[Slot],
+    ) -> Result<Vec<Listing>, Fault> {
+        let before = pipeline.len();
         for slot in slots {
             Listing::ask(*slot, &mut pipeline);
         }
-        let replies = self.from.pipeline(&pipeline, PATIENCE).await?;
-        slots
+        pipeline.push(["ROLE"]);
+        let node = self.from.node();
+        let mut replies = self.from.pipeline(&pipeline, REPLY_TIME_MAX).await?.into_iter();
+        for reply in replies.by_ref().take(before) {
+            reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
+        }
+        let lists = slots
             .iter()
-            .zip(replies)
-            .map(|(slot, reply)| Listing::read(*slot, reply, &self.from))
-            .collect()
+            .map(|slot| Listing::read(*slot, replies.next().unwrap_or(Value::Null), &self.from));
+        let lists = lists.collect::<Result<Vec<Listing>, Fault>>()?;
+        expect_primary(replies.next().unwrap_or(Value::Null), node)?;
+        Ok(lists)
     }
 
     /// Carries until every listed slot is empty. Where `replace` is off, slots in which only keys are
@@ -137,7 +168,8 @@ impl Carrier<'_> {
                 return Ok(stuck);
             }
             let sizes = self.sizes(&lists).await?;
-            let batches = cut(&lists, &sizes, &singly);
+            let weight_max = self.pacer.burst_weight().min(BATCH_WEIGHT_MAX);
+            let batches = cut(&lists, &sizes, weight_max, &singly);
             let mut round = Round::default();
             let mut rest = batches.as_slice();
             while !rest.is_empty() && round.fatal.is_none() && round.timed_out.is_none() {
@@ -207,6 +239,7 @@ impl Carrier<'_> {
                 Listing::ask(batch.slot, &mut pipeline);
             }
         }
+        pipeline.push(["ROLE"]);
         let started = Instant::now();
         let replies = self.from.pipeline(&pipeline, time_max).await?;
         let took = started.elapsed();
@@ -226,7 +259,8 @@ impl Carrier<'_> {
                 round.left.push(Listing::read(batch.slot, reply(), &self.from)?);
             }
         }
-        self.pacer.after_burst(took).await;
+        expect_primary(reply(), self.from.node())?;
+        self.pacer.after_burst(burst.iter().map(Batch::weight).sum(), took).await;
         Ok(())
     }
 
@@ -283,15 +317,48 @@ impl Carrier<'_> {
     }
 }
 
+/// A node's answer to ROLE says that it is a primary: what it said before it is of the shard's data
+/// and not of a copy that may be behind.
+fn expect_primary(reply: Value, node: SocketAddr) -> Result<(), Fault> {
+    let reply = reply.into_result().map_err(|error| Fault::refused(node, "ROLE", error))?;
+    match Role::from_reply(&reply) {
+        Ok(Role::Primary { .. }) => Ok(()),
+        Ok(_) => Err(Fault::Demoted { node }),
+        Err(_) => Err(Fault::Strange { node, command: "ROLE" }),
+    }
+}
+
+/// Is the node a primary, by its own word?
+pub(super) async fn is_primary(link: &mut Link) -> Result<bool, Fault> {
+    let reply = link.call(["ROLE"], REPLY_TIME_MAX).await?;
+    match expect_primary(reply, link.node()) {
+        Ok(()) => Ok(true),
+        Err(Fault::Demoted { .. }) => Ok(false),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// `cluster-node-timeout`, or its default where the node doesn't tell.
+async fn node_timeout(link: &mut Link) -> Result<Duration, Fault> {
+    let reply = link.call(["CONFIG", "GET", "cluster-node-timeout"], REPLY_TIME_MAX).await?;
+    let told = reply.pairs().and_then(|pairs| pairs.first()?.1.as_integer());
+    Ok(Duration::from_millis(told.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(15_000)))
+}
+
 /// Cuts listings into batches. `sizes` are those of all the listed keys in order; slots in `singly`
 /// get a batch for each key.
-fn cut<'a>(lists: &'a [Listing], sizes: &[Option<u64>], singly: &BTreeSet<Slot>) -> Vec<Batch<'a>> {
+fn cut<'a>(
+    lists: &'a [Listing],
+    sizes: &[Option<u64>],
+    weight_max: u64,
+    singly: &BTreeSet<Slot>,
+) -> Vec<Batch<'a>> {
     let known: Vec<u64> = sizes.iter().flatten().copied().collect();
     let mean = known.iter().sum::<u64>() / (known.len() as u64).max(1);
     let mut sizes = sizes.iter().map(|size| size.unwrap_or(mean));
     let mut batches = Vec::new();
     for list in lists {
-        let weight_max = if singly.contains(&list.slot) { 1 } else { BATCH_WEIGHT_MAX };
+        let weight_max = if singly.contains(&list.slot) { 1 } else { weight_max };
         let mut start = 0;
         let mut bytes = 0;
         for end in 1..=list.keys.len() {

@@ -131,6 +131,18 @@ impl Link {
         sent.map_err(|error| LinkError { node: self.node, kind: LinkErrorKind::Broken(error) })
     }
 
+    /// Waits for so many replies that don't matter.
+    pub async fn skip(&mut self, count: usize, time_max: Duration) -> Result<(), LinkError> {
+        let silent = LinkError { node: self.node, kind: LinkErrorKind::Silent(time_max) };
+        let all = async {
+            for _ in 0..count {
+                self.receive().await?;
+            }
+            Ok(())
+        };
+        timeout(time_max, all).await.unwrap_or(Err(silent))
+    }
+
     /// Waits for one reply. The caller bounds the time.
     pub async fn receive(&mut self) -> Result<Value, LinkError> {
         let node = self.node;
