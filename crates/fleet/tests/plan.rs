@@ -103,13 +103,13 @@ fn world(hosts: usize, seats: &[Seat]) -> Observed {
         })
         .collect();
     let table = Arc::new(Table { rows });
-    for (number, host, of, _) in seats {
+    for (number, host, of, slots) in seats {
         let up = Up {
             id: id(*number),
             engine: Engine { kind: EngineKind::Redis, version: Version::new(7, 0, 15) },
             role: of.map_or(Role::Primary, |of| Role::Replica { of: id(of), link: Link::InSync }),
             offset: 1000,
-            keys: 10,
+            keys: if of.is_some() || *slots != "none" { 10 } else { 0 },
             memory: Memory::default(),
             cluster_ok: true,
             table: table.clone(),
@@ -259,7 +259,8 @@ fn an_emptied_primary_stays_down() {
         found,
         [
             "start c-2",
-            "wait: c-1 stays down: its disk is empty and would be copied over its replicas' data",
+            "blocked: its disk is empty and would be copied over its replicas' data, and too few \
+             primaries are left to elect one of them",
         ]
     );
 }
