@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use fleet::model::{ClusterName, NodeName};
-use protocol::NodeId;
+use protocol::{NodeId, cluster_text::Info};
 
 use super::{
     Context, Member, Report, StepError, View,
@@ -40,6 +40,7 @@ pub(super) async fn hand_over(
         }
         can_hand_over(context, from, &old_view, to, &new_view).await?;
         wait_linked(context, &new, LINK).await?;
+        wait_content(context, &new).await?;
         context.call(&new, &["CLUSTER", "FAILOVER"]).await?;
         if wait_primary(context, &new, ATTEMPT).await? {
             record(context, &new, new_view.id())?;
@@ -247,6 +248,35 @@ async fn epochs_settled(context: &Context, cluster: &ClusterName) -> Result<(), 
             }
         }
         wait.pause(|| "every node knows the primaries' configuration epochs".to_owned()).await?;
+    }
+}
+
+/// Waits until all primaries call the cluster ok. Valkey's don't vote before, for example in their
+/// first seconds.
+async fn wait_content(context: &Context, candidate: &Member) -> Result<(), StepError> {
+    let cluster = &candidate.name.cluster;
+    let mut pending = context.answering(cluster).await?;
+    pending.retain(|(_, view)| view.is_primary() && view.owns_slots());
+    let mut wait = Wait::new(LINK);
+    loop {
+        let asked = pending.into_iter().map(|(member, view)| {
+            let context = context.clone();
+            async move {
+                let reply = context.call(&member, &["CLUSTER", "INFO"]).await;
+                let info = reply.ok().as_ref().and_then(Info::from_reply).unwrap_or_default();
+                let content = info.get("cluster_state") == Some("ok");
+                (!content).then_some((member, view))
+            }
+        });
+        pending = together(asked).await.into_iter().flatten().collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        wait.pause(|| {
+            let names: Vec<String> = pending.iter().map(|(m, _)| m.name.to_string()).collect();
+            format!("{} call {cluster} ok", names.join(", "))
+        })
+        .await?;
     }
 }
 
