@@ -158,7 +158,7 @@ async fn wait_electable(
                     && newest(view) <= newest(own)
             });
             let elected = ready.len() > entitled / 2;
-            if deaf.is_empty() && elected || elected && wait.waited() > QUICK {
+            if elected && (deaf.is_empty() || wait.waited() > QUICK) {
                 return Ok(());
             }
             if told.is_due() {
