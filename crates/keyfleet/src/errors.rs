@@ -128,7 +128,8 @@ impl Failure {
             while let Some(error) = next {
                 let text = error.to_string();
                 // Wrappers that only repeat their source would say everything twice.
-                if !problem.causes.last().is_some_and(|last| last.contains(&text)) {
+                let last = problem.causes.last().unwrap_or(&problem.message);
+                if !last.contains(&text) {
                     problem.causes.push(text);
                 }
                 next = error.source();
@@ -291,6 +292,7 @@ mod tests {
         let error = Outer(std::io::Error::other("disk on fire"));
         let failure = Failure::environment("cannot start cache-1").because(&error);
         check(&failure, "error: cannot start cache-1\ncause: outer: disk on fire\n");
+        check(&Failure::of(&error), "error: outer: disk on fire\n");
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub struct Printer {
     pub interactive: bool,
     /// stderr is a terminal that can be redrawn.
     pub live: bool,
-    quiet: bool,
+    /// Only what must be said.
+    pub quiet: bool,
 }
 
 impl Printer {

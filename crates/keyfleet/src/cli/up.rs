@@ -82,7 +82,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         Ended::Failed(failed) => return Err(failures(&failed)),
     }
     let took = span(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-    for name in &chosen {
+    for name in chosen.iter().filter(|_| !context.printer.quiet) {
         context.printer.data(&whereabouts(
             context,
             &session,
