@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::{
-    model::{ClusterName, HostId},
+    model::{ClusterName, HostId, NodeName},
     observed::Process,
-    world::{Fault, World},
+    world::{Fault, Node, World},
 };
 use protocol::{SLOT_COUNT, Slot};
 
@@ -51,8 +51,7 @@ impl Ledger {
                 .count();
             let Some(taker) = world.write(cluster, slot, id, rng.below(8)) else { continue };
             self.acknowledged.insert(id, (cluster.clone(), slot.number()));
-            let cut = world.node(&taker).is_some_and(|node| self.cut.contains(&node.host));
-            if rivals > 1 || cut {
+            if rivals > 1 || self.is_one_sided(world, &taker) {
                 self.forfeited.insert(id);
             }
         }
@@ -73,11 +72,21 @@ impl Ledger {
         for (name, node) in world.nodes() {
             // Loading is as good as held: nothing but another fault takes it away.
             let healthy = node.process == Process::Running
-                && !self.cut.contains(&node.host)
                 && (world.answers(&name) || node.loading_until_ms > world.now_ms());
-            if healthy {
+            if healthy && !self.is_one_sided(world, &name) {
                 safe.extend(node.data.writes.values().flatten());
             }
+        }
+        if !self.cut.is_empty() {
+            // Either side may win.
+            let [one, other] = [true, false].map(|side| {
+                let nodes = world.nodes().filter(|(name, node)| {
+                    world.answers(name) && self.cut.contains(&node.host) == side
+                });
+                let ids = nodes.flat_map(|(_, node)| node.data.writes.values().flatten());
+                ids.copied().collect::<BTreeSet<u64>>()
+            });
+            safe.extend(one.intersection(&other));
         }
         // One that came back empty by itself, with its name and slots, makes its replicas empty.
         if let Fault::Bounce(name) = fault
@@ -93,6 +102,22 @@ impl Ledger {
         }
         let lost = self.acknowledged.keys().filter(|id| !safe.contains(id));
         self.forfeited.extend(lost.copied());
+    }
+
+    /// Is the node's shard torn apart by a cut? Then either side may win.
+    fn is_one_sided(&self, world: &World, name: &NodeName) -> bool {
+        if self.cut.is_empty() {
+            return false;
+        }
+        let Some(node) = world.node(name) else { return false };
+        let head = |node: &Node| node.replica_of().unwrap_or(node.id);
+        let shard = head(node);
+        let side = self.cut.contains(&node.host);
+        world.nodes().any(|(other, peer)| {
+            other.cluster == name.cluster
+                && head(peer) == shard
+                && self.cut.contains(&peer.host) != side
+        })
     }
 
     /// Writes that the slots' owners don't hold though no fault could have lost them.

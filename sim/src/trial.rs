@@ -375,6 +375,29 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// Who sees what in the end.
+    fn tell_views(&mut self) {
+        let Some(log) = &mut self.log else { return };
+        for (name, node) in self.world.nodes() {
+            log.push(format!(
+                "{name} is {}, epoch {}, {:?}",
+                node.id.short(),
+                node.current_epoch,
+                node.sync
+            ));
+            for (id, row) in &node.table.rows {
+                log.push(format!(
+                    "    {} {:?} epoch {} of {:?}, {} slots",
+                    id.short(),
+                    row.health,
+                    row.config_epoch,
+                    row.replica_of,
+                    row.slots.len()
+                ));
+            }
+        }
+    }
+
     /// Each node in a few letters: `c0-1@h0 P5461`, `c0-2@h1 R1`.
     fn picture(&self) -> String {
         let seen = self.world.observe(&Vantage::default());
@@ -418,5 +441,6 @@ pub fn random(seed: u64, plan: Planner<'_>, log: bool) -> (Result<Tally, Failure
         trial.log = Some(Vec::new());
     }
     let result = trial.run(&script);
+    trial.tell_views();
     (result, trial.log.unwrap_or_default())
 }

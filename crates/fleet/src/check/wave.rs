@@ -169,7 +169,11 @@ impl Case<'_> {
                 .viewers()
                 .into_iter()
                 .filter(|(_, viewer)| {
+                    // Who loses a slot deletes its keys; the higher epoch wins.
+                    let epoch = |up: &super::Up| up.own_row().map_or(0, |row| row.config_epoch);
+                    let loses = if epoch(up) > epoch(viewer) { viewer.keys } else { up.keys };
                     viewer.id != up.id
+                        && loses > 0
                         && !viewer.table.rows.contains_key(&up.id)
                         && !viewer.slots().intersection(&slots).is_empty()
                 })

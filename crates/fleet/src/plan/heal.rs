@@ -168,6 +168,8 @@ fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Dra
 /// primary died, by the engines' own limit on the age of data.
 fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a Up> {
     let age_max_ms = 10_000 + 10 * view.spec.node_timeout_ms;
+    let holds = shard.primary.is_some_and(|at| view.members[at].view.disk.data_bytes > 0)
+        || peers_hold_on_disk(view, shard);
     shard
         .replicas
         .iter()
@@ -176,12 +178,9 @@ fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a U
             let up = member.up?;
             let usable = match up.role {
                 Role::Replica { link: Link::InSync, .. } => true,
+                // One that never had its first copy is empty: never in place of who holds data.
                 Role::Replica { link: Link::Down { for_ms }, .. } => {
-                    if fresh {
-                        for_ms <= age_max_ms
-                    } else {
-                        up.keys > 0
-                    }
+                    (up.keys > 0 || (fresh && !holds)) && (!fresh || for_ms <= age_max_ms)
                 }
                 _ => false,
             };

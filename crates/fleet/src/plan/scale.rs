@@ -19,6 +19,7 @@ pub(super) fn balance(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .iter()
         .chain(&takers)
         .find_map(|party| not_ready(view, roster, party))
+        .or_else(|| view.open_slots().next().is_some().then(|| "others are half-moved".to_owned()))
         .or_else(|| (!view.agree).then(|| "the nodes' views differ".to_owned()));
     if let Some(reason) = reason {
         draft.wait(format!("slots will move: {reason}"));

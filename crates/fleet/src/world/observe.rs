@@ -151,7 +151,7 @@ impl Node {
                 Sync::Until { done_ms: now_ms + super::ROUND_MS, down_since_ms: None }
             }
             Role::Replica { link: Link::Down { for_ms }, .. } => {
-                Sync::Down(Some(now_ms.saturating_sub(for_ms)))
+                Sync::Down(now_ms.checked_sub(for_ms))
             }
         };
         let mut table = Arc::clone(&up.table);
@@ -322,8 +322,9 @@ impl Node {
                 Sync::InSync => Link::InSync,
                 Sync::Until { .. } => Link::Syncing,
                 Sync::Down(since_ms) => {
-                    let since_ms = since_ms.unwrap_or(self.since_ms);
-                    Link::Down { for_ms: now_ms.saturating_sub(since_ms) }
+                    // Who never was connected is so for ever.
+                    let for_ms = since_ms.map(|since_ms| now_ms.saturating_sub(since_ms));
+                    Link::Down { for_ms: for_ms.unwrap_or(u64::MAX) }
                 }
             };
             Role::Replica { of, link }
