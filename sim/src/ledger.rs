@@ -120,8 +120,8 @@ impl Ledger {
         })
     }
 
-    /// Writes that the slots' owners don't hold though no fault could have lost them.
-    pub fn missing(&self, world: &World) -> Vec<u64> {
+    /// Writes (identity, cluster, slot) that the slots' owners don't hold though no fault could have lost them.
+    pub fn missing(&self, world: &World) -> Vec<(u64, ClusterName, u16)> {
         let mut held: BTreeSet<u64> = BTreeSet::new();
         for (name, node) in world.nodes() {
             if !world.answers(&name) || node.replica_of().is_some() {
@@ -135,9 +135,9 @@ impl Ledger {
             }
         }
         self.acknowledged
-            .keys()
-            .filter(|id| !held.contains(id) && !self.forfeited.contains(id))
-            .copied()
+            .iter()
+            .filter(|(id, _)| !held.contains(id) && !self.forfeited.contains(id))
+            .map(|(id, (cluster, slot))| (*id, cluster.clone(), *slot))
             .collect()
     }
 }

@@ -50,7 +50,7 @@ pub enum Failure {
     /// It never comes to an end.
     Endless(Wave),
     /// Acknowledged writes are gone.
-    Lost(Vec<u64>),
+    Lost(Vec<(u64, ClusterName, u16)>),
     /// Twice the same question, and two answers.
     Fickle,
 }

@@ -255,7 +255,7 @@ impl Case<'_> {
         if !Self::in_sync(target) {
             self.blame(Invariant::Data, format!("{from} hands over to {to}, not in sync"));
         }
-        if source.keys > 0 && target.keys == 0 {
+        if source.keys > 0 && target.keys == 0 && target.offset >= source.offset {
             let what = format!("{from} holds data and hands over to the empty {to}");
             self.blame(Invariant::I6Empty, what);
         }

@@ -27,7 +27,8 @@ pub(super) fn create(
     let whole_shards = roster.heads_missing * (1 + view.spec.replicas as usize);
     // Spares first fill what they fit; those left over serve the shards to come.
     let filled = Roster::fill(view, &roster.spares, &vacancies);
-    let left = roster.spares.len() - filled.len();
+    let usable = |index: &&usize| view.allows(&view.members[**index].view.host);
+    let left = roster.spares.iter().filter(usable).count() - filled.len();
     let taken: BTreeSet<usize> = filled.iter().map(|(_, vacancy)| *vacancy).collect();
     let open: Vec<&Vacancy> = vacancies
         .iter()
@@ -156,6 +157,10 @@ fn assign(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .any(|member| member.up.is_some_and(|up| !member.joined && !up.slots().is_empty()))
     {
         // A part of the cluster that was given slots is not introduced yet.
+        return;
+    }
+    if let Some(member) = view.members.iter().find(|member| member.up.is_none() && !member.joined) {
+        draft.wait(format!("slots to be given: {} may have some already", member.name));
         return;
     }
     let fresh: Vec<&NodeName> = roster

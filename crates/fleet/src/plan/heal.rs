@@ -118,7 +118,9 @@ fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut
         return;
     }
     let any_copy = best_replica(view, shard, false);
-    let peers_hold = any_copy.is_some_and(|up| up.keys > 0) || peers_hold_on_disk(view, shard);
+    let peers_hold =
+        shard.replicas.iter().any(|index| view.members[*index].up.is_some_and(|up| up.keys > 0))
+            || peers_hold_on_disk(view, shard);
     if disk.data_bytes == 0 && peers_hold {
         match any_copy {
             Some(up) if view.has_quorum() => promote(
@@ -157,6 +159,20 @@ fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Dra
             draft.wait(format!(
                 "the primaries have not all heard yet that {} is a replica",
                 to.name
+            ));
+            return;
+        }
+        // Voters that said yes in vain say no for a while: asking again and again would never find
+        // a majority.
+        let primary = match up.role {
+            Role::Replica { of, .. } => Some(of),
+            Role::Primary => None,
+        };
+        if let Some(rest_ms) = primary.and_then(|id| view.too_soon_ms(id)) {
+            draft.wait(format!(
+                "{} is put forward again in {} s: its peers voted just now",
+                to.name,
+                rest_ms.div_ceil(1000)
             ));
             return;
         }

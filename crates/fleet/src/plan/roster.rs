@@ -182,7 +182,7 @@ impl Roster {
         vacancies.into_iter().map(|(_, vacancy)| vacancy).collect()
     }
 
-    /// Give spares to vacancies: (spare, vacancy) by the numbers of `spares` and `vacancies`. The host
+    /// Give spares on allowed hosts to vacancies: (spare, vacancy) by the numbers of `spares` and `vacancies`. The host
     /// with the most spares left gives first, so that none is left with only its own shards.
     pub(super) fn fill(
         view: &View<'_>,
@@ -190,7 +190,8 @@ impl Roster {
         vacancies: &[Vacancy],
     ) -> Vec<(usize, usize)> {
         let mut by_host: BTreeMap<&HostId, Vec<usize>> = BTreeMap::new();
-        for index in spares.iter().rev() {
+        let usable = |index: &&usize| view.allows(&view.members[**index].view.host);
+        for index in spares.iter().rev().filter(usable) {
             by_host.entry(&view.members[*index].view.host).or_default().push(*index);
         }
         let mut order: BTreeSet<(std::cmp::Reverse<usize>, &HostId)> = by_host

@@ -1,6 +1,8 @@
 //! Primaries back to their spread, by handovers that lose nothing: one at a time, paced, and only
 //! where the spread strictly improves (I1, I4, I10).
 
+use protocol::NodeId;
+
 use super::{Draft, View, roster::Roster};
 use crate::{model::Fleet, step::Action};
 
@@ -76,30 +78,25 @@ impl View<'_> {
         draft: &mut Draft,
     ) -> bool {
         let (from, to) = (&self.members[primary], &self.members[replica]);
-        let distance = 2 * self.spec.node_timeout_ms;
-        let last = self.observed.history.get(&self.spec.name).and_then(|history| {
-            let of_shard = history.handovers_ms.iter().filter(|(id, _)| Some(*id) == from.id);
-            of_shard.map(|(_, at)| *at).max()
-        });
-        let passed = last.map_or(u64::MAX, |at| self.observed.at_ms.saturating_sub(at));
-        if passed < distance {
+        if let Some(rest_ms) = from.id.and_then(|id| self.too_soon_ms(id)) {
             draft.wait(format!(
                 "{} can hand over in {} s: its shard did so just now",
                 from.name,
-                (distance - passed).div_ceil(1000)
-            ));
-            return false;
-        }
-        if let (Some(primary), Some(replica)) = (from.id, to.id)
-            && !self.is_known_as_replica(replica, primary)
-        {
-            draft.wait(format!(
-                "the primaries have not all heard yet that {} is a replica",
-                to.name
+                rest_ms.div_ceil(1000)
             ));
             return false;
         }
         draft.step(Action::Handover { from: from.name.clone(), to: to.name.clone() }, why);
         true
+    }
+
+    /// How long the shard of this primary must still rest from its last change, or from the last try
+    /// of one: voters refuse the same primary twice within twice the node timeout (I4).
+    pub(super) fn too_soon_ms(&self, primary: NodeId) -> Option<u64> {
+        let history = self.observed.history.get(&self.spec.name)?;
+        let of_shard = history.handovers_ms.iter().filter(|(id, _)| *id == primary);
+        let last = of_shard.map(|(_, at)| *at).max()?;
+        let passed = self.observed.at_ms.saturating_sub(last);
+        (2 * self.spec.node_timeout_ms).checked_sub(passed).filter(|rest| *rest > 0)
     }
 }

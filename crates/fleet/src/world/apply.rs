@@ -375,6 +375,7 @@ impl Group {
             return refuse(format!("{to} is no replica of {dead}"));
         }
         if !self.votes(net, to.number, true) {
+            self.history.handovers_ms.push((old.id, net.now_ms));
             return refuse("the majority of primaries didn't vote for it");
         }
         self.take_over(net, &[to.number]);

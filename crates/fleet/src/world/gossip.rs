@@ -9,7 +9,7 @@ use protocol::{NodeId, SlotSet};
 
 use super::{
     Group, Net, Node, World,
-    views::{absorb, adopt, conclude, same_claim, verdict},
+    views::{absorb, adopt, conclude, same_claim, skip_middlemen, verdict},
 };
 use crate::{
     model::HostId,
@@ -249,6 +249,7 @@ impl Group {
         for (id, row) in direct.into_iter().chain(relayed) {
             absorb(now, id, row, &unclaimed, class.follow_any_taker, follows);
         }
+        skip_middlemen(now, follows);
         if now == old {
             *table = None;
         }

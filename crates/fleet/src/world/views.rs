@@ -77,6 +77,25 @@ pub(super) fn absorb(
     }
 }
 
+/// Who finds itself the replica of a replica follows that one's primary (Redis from 7.0).
+pub(super) fn skip_middlemen(table: &mut Table, follows: impl Fn(NodeId) -> bool) {
+    let mut turns: Vec<(NodeId, NodeId)> = Vec::new();
+    for (id, row) in &table.rows {
+        let middleman = row.replica_of.and_then(|primary| table.rows.get(&primary));
+        if let Some(primary) = middleman.and_then(|row| row.replica_of)
+            && primary != *id
+            && follows(*id)
+        {
+            turns.push((*id, primary));
+        }
+    }
+    for (id, primary) in turns {
+        if let Some(row) = table.rows.get_mut(&id) {
+            row.replica_of = Some(primary);
+        }
+    }
+}
+
 /// Gives slots to a node in a table, whoever had them.
 pub(super) fn assign(table: &mut Table, to: NodeId, slots: &SlotSet, epoch: u64) {
     for (id, row) in &mut table.rows {

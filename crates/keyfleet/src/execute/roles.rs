@@ -304,6 +304,10 @@ pub(super) async fn promote(
         }
         context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await?;
         if !wait_primary(context, &member, ATTEMPT).await? {
+            // The voters that said yes won't do so again for a while: the planner keeps a distance.
+            if let Some(of) = of {
+                record(context, &member, of)?;
+            }
             let what = format!("{to} is elected in place of {dead}");
             return Err(StepError::Late { what, waited: ATTEMPT });
         }
