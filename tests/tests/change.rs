@@ -183,7 +183,8 @@ async fn kill_when_moved(fleet: &TestFleet, shards: usize, moved: usize) {
         if beyond >= moved {
             break;
         }
-        assert!(up.ended().is_none(), "it was done before {moved} slots had moved: {counts:?}");
+        let ended = up.ended();
+        assert!(ended.is_none(), "ended before {moved} had moved: {counts:?}{}", up.stderr());
         assert!(Instant::now() < deadline, "{counts:?} after a minute: {}", up.stderr());
         sleep(Duration::from_millis(5)).await;
     }
