@@ -305,14 +305,16 @@ fn who_answers_is_not_unreachable() {
 fn what_is_gone_for_good_is_forgotten() {
     let mut observed = world(3, &THREE);
     let forgotten = format!("forget {}", id(9).short());
-    for (ip, expected) in [
-        (Some(host_address(1)), forgotten.as_str()),
+    let noticed = format!("wait: {}, which is gone, to be noticed by its peers", id(9).short());
+    for (ip, health, expected) in [
+        (Some(host_address(1)), Health::Failed, &forgotten),
+        (Some(host_address(1)), Health::Ok, &noticed),
         // Another id has its address now.
-        (None, &forgotten),
+        (None, Health::Ok, &forgotten),
     ] {
         for number in 1..=6 {
             let table = Arc::make_mut(&mut up(&mut observed, number).table);
-            let (replica_of, slots, health) = (None, SlotSet::new(), Health::Failed);
+            let (replica_of, slots) = (None, SlotSet::new());
             let row = Row { ip, port: 9, replica_of, config_epoch: 9, slots, health };
             table.rows.insert(id(9), row);
         }

@@ -108,6 +108,12 @@ impl Lease {
         is_locked(&self.waiting).unwrap_or(false)
     }
 
+    /// Holds it until the process has ended. For one that is interrupted: what its dropped steps still
+    /// do until they pause, such as starting a server, must not meet another's steps.
+    pub fn until_exit(self) {
+        std::mem::forget(self);
+    }
+
     /// Who holds it; None where it is free.
     pub fn holder(store: &Store) -> Result<Option<Holder>, LeaseError> {
         let path = lease_path(store);

@@ -12,15 +12,20 @@ use crate::{
     step::Action,
 };
 
-/// Forget ids that are alive nowhere (I7): failed, without slots, at the address of one of our hosts
-/// where our runtime sees no server with that id.
+/// Forget ids that are alive nowhere (I7): without slots, failed or without an address, where our
+/// runtime sees no server with that id. One whose address another id has now is never called failed.
 pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
     for (id, row) in &view.merged {
         let is_head = view.shards.iter().any(|shard| shard.primary_id == *id);
         if view.member(*id).is_some() || is_head || followed(view, *id) {
             continue;
         }
-        if row.health == Health::Failed && proven_gone(fleet, view, row) {
+        let noticed = match row.health {
+            Health::Failed => true,
+            Health::Handshake => false,
+            Health::Ok | Health::Suspected => row.address.is_none(),
+        };
+        if noticed && proven_gone(fleet, view, row) {
             draft.step(Action::Forget { id: *id }, "the node with this id is gone for good");
         } else if proven_gone(fleet, view, row) {
             draft.wait(format!("{}, which is gone, to be noticed by its peers", id.short()));

@@ -66,6 +66,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let elapsed = progress.elapsed();
     let done = progress.finish() as u64;
     let Some((turn, ended)) = ended else {
+        lease.until_exit();
         return Err(Failure::user(format!("stopped after {}", plural(done, "step")))
             .hint(format!("servers keep running; go on with: {}", context.command("up"))));
     };
