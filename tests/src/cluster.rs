@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use keyfleet::mover::{Link, NodeAddr, Pipeline};
+use keyfleet::{
+    admin_client::{Commands, Connection},
+    mover::NodeAddr,
+};
 use protocol::{ClusterNodes, NodeId, Slot, SlotSet, Value, key_slot, slots::SLOT_COUNT};
 use tokio::time::{Instant, sleep};
 
@@ -138,8 +141,8 @@ impl RawCluster {
     }
 
     /// A connection to a node.
-    pub async fn link(&self, index: usize) -> Result<Link> {
-        Ok(Link::connect(self.nodes[index].addr.address, None).await?)
+    pub async fn link(&self, index: usize) -> Result<Connection> {
+        Ok(Connection::open(self.nodes[index].addr.address, None, TIME_MAX).await?)
     }
 
     /// A node's view.
@@ -199,15 +202,15 @@ impl RawCluster {
     pub async fn fill(&self, count: usize, value_bytes: usize) -> Result<()> {
         let owners = self.owners().await?;
         for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
-            let mut link = Link::connect(node.addr.address, None).await?;
-            let mut pipeline = Pipeline::default();
+            let mut link = Connection::open(node.addr.address, None, TIME_MAX).await?;
+            let mut pipeline = Commands::new();
             for number in 0..count {
                 let key = format!("key:{number}");
                 if owners[usize::from(key_slot(key.as_bytes()).number())] == index {
                     pipeline.push(["SET", &key, &format!("{key:.<value_bytes$}")]);
                     if pipeline.len() == 10_000 {
                         all_ok(&mut link, &pipeline).await?;
-                        pipeline = Pipeline::default();
+                        pipeline = Commands::new();
                     }
                 }
             }
@@ -221,13 +224,13 @@ impl RawCluster {
     pub async fn check_filled(&self, count: usize, value_bytes: usize) -> Result<()> {
         let owners = self.owners().await?;
         for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
-            let mut link = Link::connect(node.addr.address, None).await?;
+            let mut link = Connection::open(node.addr.address, None, TIME_MAX).await?;
             let mine: Vec<String> = (0..count)
                 .map(|number| format!("key:{number}"))
                 .filter(|key| owners[usize::from(key_slot(key.as_bytes()).number())] == index)
                 .collect();
             for keys in mine.chunks(10_000) {
-                let mut pipeline = Pipeline::default();
+                let mut pipeline = Commands::new();
                 for key in keys {
                     pipeline.push(["GET", key]);
                 }
@@ -244,7 +247,7 @@ impl RawCluster {
 
     async fn strange_slots(&self, index: usize, owners: &[usize]) -> Result<Vec<Slot>> {
         let mut link = self.link(index).await?;
-        let mut pipeline = Pipeline::default();
+        let mut pipeline = Commands::new();
         let others: Vec<Slot> = SlotSet::full()
             .iter()
             .filter(|slot| owners[usize::from(slot.number())] != index)
@@ -321,7 +324,7 @@ async fn start_node(shape: &Shape<'_>, directory: &Path) -> Result<RawNode> {
         let deadline = Instant::now() + TIME_MAX;
         // Another may have taken the port meanwhile: then the process ends, and a new one is tried.
         while process.try_wait()?.is_none() && Instant::now() < deadline {
-            if let Ok(mut link) = Link::connect(address, None).await {
+            if let Ok(mut link) = Connection::open(address, None, TIME_MAX).await {
                 let id = text(&mut link, &["CLUSTER", "MYID"]).await?.parse()?;
                 return Ok(RawNode { addr: NodeAddr { id, address }, process });
             }
@@ -335,18 +338,18 @@ async fn start_node(shape: &Shape<'_>, directory: &Path) -> Result<RawNode> {
 }
 
 /// Sends a command; an error reply is an error.
-pub async fn call(link: &mut Link, args: &[&str]) -> Result<Value> {
-    let reply = link.call(args, TIME_MAX).await?;
-    reply.into_result().with_context(|| args.iter().take(3).copied().collect::<Vec<_>>().join(" "))
+pub async fn call(link: &mut Connection, args: &[&str]) -> Result<Value> {
+    let reply = link.call_within(TIME_MAX, args).await;
+    reply.with_context(|| args.iter().take(3).copied().collect::<Vec<_>>().join(" "))
 }
 
 /// Sends a command whose reply is text.
-pub async fn text(link: &mut Link, args: &[&str]) -> Result<String> {
+pub async fn text(link: &mut Connection, args: &[&str]) -> Result<String> {
     let reply = call(link, args).await?;
     Ok(reply.as_str().context("not text")?.to_owned())
 }
 
-async fn all_ok(link: &mut Link, pipeline: &Pipeline) -> Result<()> {
+async fn all_ok(link: &mut Connection, pipeline: &Commands) -> Result<()> {
     for reply in link.pipeline(pipeline, TIME_MAX).await? {
         reply.into_result()?;
     }

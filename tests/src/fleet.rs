@@ -19,7 +19,10 @@ use fleet::{
     observed::{NodeView, Observed, Role, Server, Up},
 };
 use keyfleet::{
-    admin_client::Pool, mover::Link, observe::Observer, runtimes::process, session::Session,
+    admin_client::{Connection, Pool},
+    observe::Observer,
+    runtimes::process,
+    session::Session,
 };
 use protocol::{SlotSet, Value};
 use rustix::process::{Pid, Signal, kill_process};
@@ -275,8 +278,8 @@ impl TestFleet {
     /// One command to one node, as a client without a password.
     pub async fn call(&self, node: &NodeName, args: &[&str]) -> Result<Value> {
         let address = self.address(node).with_context(|| format!("{node} has no address"))?;
-        let mut link = Link::connect(address, None).await?;
-        Ok(link.call(args, ANSWER_TIME_MAX).await?.into_result()?)
+        let mut link = Connection::open(address, None, ANSWER_TIME_MAX).await?;
+        Ok(link.call_within(ANSWER_TIME_MAX, args).await?)
     }
 
     /// A client writes through the cluster while `change` happens; nothing that was acknowledged

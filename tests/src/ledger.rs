@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use keyfleet::mover::{Auth, Link, Pipeline};
+use keyfleet::admin_client::{ClientError, Commands, Connection, Login};
 use protocol::{ClusterNodes, Slot, SlotSet, Value, key_slot, resp::Redirect, slots::SLOT_COUNT};
 use serde::Serialize;
 use tokio::{
@@ -27,6 +27,8 @@ use tokio::{
 
 /// A run with fewer acknowledged writes a second proves nothing.
 pub const WRITES_PER_S_MIN: f64 = 500.0;
+
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How a ledger writes.
 #[derive(Clone, Debug)]
@@ -44,7 +46,7 @@ pub struct Options {
     pub answer_time: Duration,
     /// How long a write that is refused for now is tried again before it counts as failed.
     pub retry_time: Duration,
-    pub auth: Option<Auth>,
+    pub login: Option<Login>,
 }
 
 impl Default for Options {
@@ -56,7 +58,7 @@ impl Default for Options {
             writes_per_s_max: Some(10_000),
             answer_time: Duration::from_secs(10),
             retry_time: Duration::from_secs(60),
-            auth: None,
+            login: None,
         }
     }
 }
@@ -280,9 +282,9 @@ impl Report {
             by_owner.entry(owner).or_default().push(key);
         }
         for (owner, keys) in by_owner {
-            let mut link = Link::connect(owner, self.shared.options.auth.as_ref()).await?;
+            let mut link = connect(owner, &self.shared.options).await?;
             for keys in keys.chunks(256) {
-                let mut pipeline = Pipeline::default();
+                let mut pipeline = Commands::new();
                 for key in keys {
                     pipeline.push(["LRANGE", key, "0", "-1"]);
                 }
@@ -410,9 +412,13 @@ impl Map {
     }
 }
 
+async fn connect(node: SocketAddr, options: &Options) -> Result<Connection, ClientError> {
+    Connection::open(node, options.login.as_ref(), CONNECT_TIME_MAX).await
+}
+
 async fn ask_view(node: SocketAddr, options: &Options) -> Result<ClusterNodes> {
-    let mut link = Link::connect(node, options.auth.as_ref()).await?;
-    let reply = link.call(["CLUSTER", "NODES"], options.answer_time).await?.into_result()?;
+    let mut link = connect(node, options).await?;
+    let reply = link.call_within(options.answer_time, ["CLUSTER", "NODES"]).await?;
     Ok(reply.as_str().context("not text")?.parse()?)
 }
 
@@ -428,7 +434,7 @@ struct Writer {
     last_ok: Option<Instant>,
     longest_gap: Duration,
     map: Map,
-    links: HashMap<SocketAddr, Link>,
+    links: HashMap<SocketAddr, Connection>,
 }
 
 /// A write that has no outcome yet.
@@ -508,7 +514,7 @@ impl Writer {
         again.refresh = again.wait;
         let mut sent = Vec::new();
         for (node, writes) in groups {
-            let mut pipeline = Pipeline::default();
+            let mut pipeline = Commands::new();
             for write in &writes {
                 if write.ask.is_some() {
                     pipeline.push(["ASKING"]);
@@ -522,7 +528,7 @@ impl Writer {
                 continue;
             };
             // Whether a failed send left anything behind, its missing answers will tell.
-            let _ = timeout(shared.options.answer_time, link.send(&pipeline)).await;
+            let _ = link.send(&pipeline, shared.options.answer_time).await;
             sent.push((node, writes));
         }
         for (node, writes) in sent {
@@ -540,9 +546,9 @@ impl Writer {
         again
     }
 
-    async fn link(&mut self, node: SocketAddr, shared: &Shared) -> Option<&mut Link> {
+    async fn link(&mut self, node: SocketAddr, shared: &Shared) -> Option<&mut Connection> {
         if !self.links.contains_key(&node) {
-            let link = Link::connect(node, shared.options.auth.as_ref()).await.ok()?;
+            let link = connect(node, &shared.options).await.ok()?;
             self.links.insert(node, link);
         }
         self.links.get_mut(&node)
@@ -551,13 +557,11 @@ impl Writer {
     /// The next answer of a node; None where the connection is lost, which it stays.
     async fn answer(&mut self, node: SocketAddr, asking: bool, shared: &Shared) -> Option<Value> {
         let link = self.links.get_mut(&node)?;
-        let both = async {
-            if asking {
-                link.receive().await?;
-            }
-            link.receive().await
-        };
-        if let Ok(Ok(answer)) = timeout(shared.options.answer_time, both).await {
+        let mut answer = link.receive(shared.options.answer_time).await;
+        if asking && answer.is_ok() {
+            answer = link.receive(shared.options.answer_time).await;
+        }
+        if let Ok(answer) = answer {
             return Some(answer);
         }
         self.links.remove(&node);

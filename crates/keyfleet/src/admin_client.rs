@@ -20,7 +20,7 @@ use protocol::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::secrets::{OWN_USER, Secret};
@@ -115,6 +115,8 @@ pub struct Connection {
     buffer: Vec<u8>,
     /// Answers are on their way that nobody waits for, or the stream is in pieces.
     unusable: bool,
+    /// Answers to [`Connection::send`] that weren't received yet.
+    awaited: usize,
 }
 
 impl Connection {
@@ -140,6 +142,7 @@ impl Connection {
             decoder: Decoder::new(Limits::default()),
             buffer: vec![0; READ_BYTES],
             unusable: false,
+            awaited: 0,
         };
         if let Some(Login { user, password }) = login {
             let mut commands = Commands::new();
@@ -194,7 +197,7 @@ impl Connection {
         until: Instant,
     ) -> Result<Vec<Value>, ClientError> {
         let address = self.address;
-        if self.unusable {
+        if self.unusable || self.awaited > 0 {
             let source = io::Error::from(io::ErrorKind::NotConnected);
             return Err(ClientError::Broken { address, source });
         }
@@ -204,6 +207,48 @@ impl Connection {
             .map_err(|_| ClientError::Silent { address })??;
         self.unusable = false;
         Ok(replies)
+    }
+
+    /// Sends commands and doesn't wait: [`Connection::receive`] gives their replies one by one. For
+    /// a few commands to several servers at once, or where each reply counts by itself.
+    pub async fn send(
+        &mut self,
+        commands: &Commands,
+        deadline: Duration,
+    ) -> Result<(), ClientError> {
+        let address = self.address;
+        if self.unusable {
+            let source = io::Error::from(io::ErrorKind::NotConnected);
+            return Err(ClientError::Broken { address, source });
+        }
+        self.unusable = true;
+        timeout(deadline, self.stream.write_all(&commands.bytes))
+            .await
+            .map_err(|_| ClientError::Silent { address })?
+            .map_err(|source| ClientError::Broken { address, source })?;
+        self.unusable = false;
+        self.awaited += commands.count;
+        Ok(())
+    }
+
+    /// The next reply to what was sent; an error reply is a value here.
+    pub async fn receive(&mut self, deadline: Duration) -> Result<Value, ClientError> {
+        let address = self.address;
+        let broken = |source| ClientError::Broken { address, source };
+        let until = Instant::now() + deadline;
+        loop {
+            let next = self.decoder.next();
+            if let Some(reply) = next.map_err(|source| ClientError::Protocol { address, source })? {
+                self.awaited = self.awaited.saturating_sub(1);
+                return Ok(reply);
+            }
+            let read = timeout_at(until, self.stream.read(&mut self.buffer)).await;
+            let read = read.map_err(|_| ClientError::Silent { address })?.map_err(broken)?;
+            if read == 0 {
+                return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.decoder.feed(self.buffer.get(..read).unwrap_or_default());
+        }
     }
 
     /// Reads while it writes, so that long pipelines can't fill both directions and stop.
@@ -238,6 +283,7 @@ impl Connection {
     fn is_idle(&mut self) -> bool {
         // Anything but "nothing to read" is an end, or an answer to no question.
         !self.unusable
+            && self.awaited == 0
             && self
                 .stream
                 .try_read(&mut self.buffer)

@@ -148,7 +148,7 @@ async fn one_move(
                     to,
                     slots: SlotSet::range(0, SLOTS_MOVED - 1),
                     others: cluster.others(&[from, to]),
-                    auth: None,
+                    login: None,
                     pace: if mover == "gentle" { Pace::Gentle } else { Pace::Full },
                     atomic: AtomicSlots::None,
                 };
@@ -182,7 +182,7 @@ async fn one_move(
                 println!("   {mover} {index} {l}");
             }
         }
-        link.call(["CONFIG", "RESETSTAT"], Duration::from_secs(1)).await?;
+        link.call(["CONFIG", "RESETSTAT"]).await?;
     }
     Ok(Sample { mover: mover.to_owned(), seconds, report })
 }

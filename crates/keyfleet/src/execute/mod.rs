@@ -27,8 +27,8 @@ pub(crate) use settings::loaded_acl;
 pub use wave::{Outcome, execute_wave};
 
 use crate::{
-    admin_client::ClientError, mover::slots::MoveError, node_files::NodeFileError,
-    store::StoreError,
+    admin_client::ClientError, mover::repair::RepairError, mover::slots::MoveError,
+    node_files::NodeFileError, store::StoreError,
 };
 
 /// A step was done, or nothing was left to do.
@@ -61,6 +61,8 @@ pub enum StepError {
     Engine { node: NodeName, engine: Engine, running: Engine },
     #[error(transparent)]
     Move(#[from] Box<MoveError>),
+    #[error(transparent)]
+    Repair(#[from] Box<RepairError>),
     #[error(transparent)]
     Files(#[from] NodeFileError),
     #[error(transparent)]
@@ -138,6 +140,8 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::MoveSlots { from, to, slots } => {
             slots::move_between(context, from, to, slots, report).await
         }
-        Action::RepairSlots { .. } => Err(StepError::Unknown { what: step.action.to_string() }),
+        Action::RepairSlots { owner, slots, case } => {
+            slots::repair(context, owner, slots, *case).await
+        }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use fleet::model::NodeName;
+use fleet::{model::NodeName, step::RepairCase};
 use protocol::{SlotSet, engine::AtomicSlots};
 
 use super::{Context, Member, Report, StepError};
 use crate::mover::{
-    Auth, NodeAddr,
+    NodeAddr,
+    repair::{SlotRepair, repair_slots},
     slots::{Progress, SlotMove, move_slots},
 };
 
@@ -41,7 +42,7 @@ pub(super) async fn move_between(
         to: target_address,
         slots: slots.clone(),
         others: others.filter(|other| !ends.contains(other)).collect(),
-        auth: Some(auth(source)),
+        login: Some(source.login.clone()),
         pace: context.cluster(&from.cluster)?.pace,
         atomic: atomic(context, source, target).await?,
     };
@@ -58,6 +59,36 @@ pub(super) async fn move_between(
     Ok(())
 }
 
+/// Closes half-moved slots. Every primary must answer: one that doesn't may hold keys of them.
+pub(super) async fn repair(
+    context: &Context,
+    owner: &NodeName,
+    slots: &SlotSet,
+    case: RepairCase,
+) -> Result<(), StepError> {
+    let all = context.answering(&owner.cluster).await?;
+    let found = all.iter().find(|(member, _)| member.name == *owner);
+    let (member, view) =
+        found.ok_or_else(|| StepError::Stale(format!("{owner} doesn't answer")))?;
+    let answers = |id| all.iter().any(|(_, view)| view.id() == id);
+    if let Some(away) = view.nodes.rows.iter().find(|row| !row.slots.is_empty() && !answers(row.id))
+    {
+        return Err(StepError::Stale(format!("{} doesn't answer", away.id.short())));
+    }
+    let address = NodeAddr { id: view.id(), address: member.address };
+    let others =
+        all.iter().map(|(member, view)| NodeAddr { id: view.id(), address: member.address });
+    let job = SlotRepair {
+        owner: address,
+        slots: slots.clone(),
+        case,
+        others: others.filter(|other| *other != address).collect(),
+        login: Some(member.login.clone()),
+    };
+    repair_slots(&job).await.map_err(Box::new)?;
+    Ok(())
+}
+
 /// What both servers can do, as they run now.
 async fn atomic(
     context: &Context,
@@ -67,9 +98,4 @@ async fn atomic(
     let (source, target) = (context.running(source).await?, context.running(target).await?);
     let (source, target) = (source.dialect().atomic_slots, target.dialect().atomic_slots);
     Ok(if source == target { source } else { AtomicSlots::None })
-}
-
-fn auth(member: &Member) -> Auth {
-    let login = &member.login;
-    Auth { user: login.user.clone(), password: login.password.expose().to_owned() }
 }

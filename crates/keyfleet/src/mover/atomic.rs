@@ -1,14 +1,13 @@
 //! The engine moves the slots by itself: `CLUSTER MIGRATESLOTS` (Valkey from 9.0) copies them as to
 //! a replica and switches their owner at once, or undoes it all where it fails.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use protocol::{SlotSet, Value};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Link,
-    keys::REPLY_TIME_MAX,
+    ClientError, Connection, REPLY_TIME_MAX,
     slots::{Fault, Report, SlotMove},
 };
 
@@ -34,7 +33,7 @@ struct Job {
 pub(super) async fn migrate_slots(
     job: &SlotMove,
     slots: &SlotSet,
-    source: &mut Link,
+    source: &mut Connection,
     report: &Report<'_>,
 ) -> Result<(), Fault> {
     let mut attempt = 1;
@@ -50,43 +49,55 @@ pub(super) async fn migrate_slots(
     }
 }
 
-async fn migrate_once(job: &SlotMove, slots: &SlotSet, source: &mut Link) -> Result<(), Fault> {
-    let node = source.node();
-    // A job for these slots may be under way since a former run: then it is waited for.
-    let wanted = slots_text(slots);
-    let mut known = jobs(source, &wanted).await?;
-    known.retain(|job| ended(&job.state).is_some());
-    if jobs(source, &wanted).await?.len() == known.len() {
-        let to = job.to.id.to_string();
-        let mut args = vec!["CLUSTER".to_owned(), "MIGRATESLOTS".into(), "SLOTSRANGE".into()];
-        for (first, last) in slots.ranges() {
-            args.extend([first.to_string(), last.to_string()]);
-        }
-        args.extend(["NODE".into(), to]);
-        let reply = source.call(&args, REPLY_TIME_MAX).await?;
-        reply.into_result().map_err(|error| Fault::Atomic(error.to_string()))?;
+/// Waits for what the source was told to migrate before, by a run that was interrupted.
+pub(super) async fn wait_for_running(source: &mut Connection) -> Result<(), Fault> {
+    watch(source, |job| ended(&job.state).is_none()).await.map(|_| ())
+}
+
+async fn migrate_once(
+    job: &SlotMove,
+    slots: &SlotSet,
+    source: &mut Connection,
+) -> Result<(), Fault> {
+    let known: BTreeSet<String> = jobs(source).await?.into_iter().map(|job| job.name).collect();
+    let mut args = vec!["CLUSTER".to_owned(), "MIGRATESLOTS".into(), "SLOTSRANGE".into()];
+    for (first, last) in slots.ranges() {
+        args.extend([first.to_string(), last.to_string()]);
     }
-    let mut last = None;
+    args.extend(["NODE".into(), job.to.id.to_string()]);
+    match source.call_within(REPLY_TIME_MAX, &args).await {
+        Err(ClientError::Server { source, .. }) => return Err(Fault::Atomic(source.to_string())),
+        result => result?,
+    };
+    match watch(source, |job| !known.contains(&job.name)).await? {
+        Some(job) if ended(&job.state) == Some(true) => Ok(()),
+        Some(job) => Err(Fault::Atomic(format!("{}: {}", job.state, job.message))),
+        None => Err(Fault::Atomic("the source has forgotten it".into())),
+    }
+}
+
+/// Watches the first such job until it ends; None where there is none (any more).
+async fn watch(
+    source: &mut Connection,
+    wanted: impl Fn(&Job) -> bool,
+) -> Result<Option<Job>, Fault> {
+    let mut last: Option<Job> = None;
     let mut since = Instant::now();
     loop {
-        let all = jobs(source, &wanted).await?;
-        let current = all.into_iter().find(|job| known.iter().all(|old| old.name != job.name));
-        let Some(current) = current else {
-            return Err(Fault::Atomic(format!("{node} has forgotten the job")));
+        let all = jobs(source).await?;
+        let current = match &last {
+            None => all.into_iter().find(&wanted),
+            Some(last) => all.into_iter().find(|job| job.name == last.name),
         };
-        match ended(&current.state) {
-            Some(true) => return Ok(()),
-            Some(false) => {
-                return Err(Fault::Atomic(format!("{}: {}", current.state, current.message)));
-            }
-            None => {}
+        let Some(current) = current else { return Ok(None) };
+        if ended(&current.state).is_some() {
+            return Ok(Some(current));
         }
         if last.as_ref() != Some(&current) {
             last = Some(current);
             since = Instant::now();
         } else if since.elapsed() > STANDSTILL_MAX {
-            // Nothing else can be in migration there by our hand: one step a pair of nodes.
-            source.call(["CLUSTER", "CANCELSLOTMIGRATIONS"], REPLY_TIME_MAX).await?;
+            source.call_within(REPLY_TIME_MAX, ["CLUSTER", "CANCELSLOTMIGRATIONS"]).await?;
             return Err(Fault::Atomic("it came to a standstill".into()));
         }
         sleep(POLL).await;
@@ -102,23 +113,15 @@ fn ended(state: &str) -> Option<bool> {
     }
 }
 
-/// As GETSLOTMIGRATIONS writes ranges: `0-100 200-200`.
-fn slots_text(slots: &SlotSet) -> String {
-    let ranges = slots.ranges().iter().map(|(first, last)| format!("{first}-{last}"));
-    ranges.collect::<Vec<String>>().join(" ")
-}
-
-/// The source's jobs for exactly these slots, finished ones too.
-async fn jobs(source: &mut Link, slots: &str) -> Result<Vec<Job>, Fault> {
-    let command = "CLUSTER GETSLOTMIGRATIONS";
-    let node = source.node();
-    let reply = source.call(["CLUSTER", "GETSLOTMIGRATIONS"], REPLY_TIME_MAX).await?;
-    let reply = reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
+/// What the source exports or has exported since it started.
+async fn jobs(source: &mut Connection) -> Result<Vec<Job>, Fault> {
+    let (node, command) = (source.address(), "CLUSTER GETSLOTMIGRATIONS");
+    let reply = source.call_within(REPLY_TIME_MAX, ["CLUSTER", "GETSLOTMIGRATIONS"]).await?;
     let entries = reply.as_array().ok_or(Fault::Strange { node, command })?;
-    Ok(entries.iter().filter_map(|entry| read_job(entry, slots)).collect())
+    Ok(entries.iter().filter_map(read_job).collect())
 }
 
-fn read_job(entry: &Value, slots: &str) -> Option<Job> {
+fn read_job(entry: &Value) -> Option<Job> {
     let fields = entry.pairs()?;
     let field = |name: &str| {
         let pair = fields.iter().find(|(key, _)| key.as_str() == Some(name));
@@ -126,8 +129,7 @@ fn read_job(entry: &Value, slots: &str) -> Option<Job> {
     };
     let text = |name: &str| field(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let number = |name: &str| field(name).and_then(Value::as_integer).unwrap_or_default();
-    let ours = text("operation") == "EXPORT" && text("slot_ranges") == slots;
-    ours.then(|| Job {
+    (text("operation") == "EXPORT").then(|| Job {
         name: text("name"),
         state: text("state"),
         message: text("message"),
@@ -139,28 +141,18 @@ fn read_job(entry: &Value, slots: &str) -> Option<Job> {
 mod tests {
     use super::*;
 
-    fn entry(state: &str, operation: &str, slots: &str) -> Value {
-        let fields = ["name", "5d1f", "operation", operation, "slot_ranges", slots, "state", state];
-        Value::Array(fields.iter().map(|text| Value::Bulk(text.as_bytes().to_vec())).collect())
-    }
-
     #[test]
     fn jobs_are_read() {
-        let check = |entry: &Value, expected: Option<Option<bool>>| {
-            let job = read_job(entry, "0-100 200-200");
+        let check = |operation: &str, state: &str, expected: Option<Option<bool>>| {
+            let fields = ["name", "5d1f", "operation", operation, "state", state];
+            let fields = fields.iter().map(|text| Value::Bulk(text.as_bytes().to_vec()));
+            let job = read_job(&Value::Array(fields.collect()));
             assert_eq!(job.map(|job| ended(&job.state)), expected);
         };
-        check(&entry("success", "EXPORT", "0-100 200-200"), Some(Some(true)));
-        check(&entry("failed", "EXPORT", "0-100 200-200"), Some(Some(false)));
-        check(&entry("snapshotting", "EXPORT", "0-100 200-200"), Some(None));
-        check(&entry("success", "IMPORT", "0-100 200-200"), None);
-        check(&entry("success", "EXPORT", "0-100"), None);
-        check(&Value::Null, None);
-    }
-
-    #[test]
-    fn ranges_as_the_engine_writes_them() {
-        let slots: SlotSet = "0-100,200".parse().unwrap();
-        assert_eq!(slots_text(&slots), "0-100 200-200");
+        check("EXPORT", "success", Some(Some(true)));
+        check("EXPORT", "failed", Some(Some(false)));
+        check("EXPORT", "snapshotting", Some(None));
+        check("IMPORT", "success", None);
+        assert_eq!(read_job(&Value::Null), None);
     }
 }

@@ -8,8 +8,8 @@
 use protocol::{Info, Slot};
 
 use super::{
-    Link, Pipeline,
-    keys::{Carrier, Listing, REPLY_TIME_MAX},
+    Commands, Connection, REPLY_TIME_MAX, connect,
+    keys::{Carrier, Listing},
     pace::Pacer,
     slots::{Fault, Report, SlotMove, Start, expect_ok},
 };
@@ -20,8 +20,8 @@ pub(super) async fn move_by_keys(
     start: &Start,
     report: &Report<'_>,
 ) -> Result<(), Fault> {
-    let auth = job.auth.as_ref();
-    let pacer = Pacer::start(job.pace, [job.from.address, job.to.address], auth).await?;
+    let login = job.login.as_ref();
+    let pacer = Pacer::start(job.pace, [job.from.address, job.to.address], login).await?;
     let arrived = |keys, bytes| report.add(0, keys, bytes);
     let mut mover = Mover::connect(job, &pacer, &arrived).await?;
     let slots: Vec<Slot> = start.to_move.iter().collect();
@@ -48,11 +48,11 @@ pub(super) async fn move_by_keys(
 struct Mover<'a> {
     job: &'a SlotMove,
     carrier: Carrier<'a>,
-    target: Link,
+    target: Connection,
     /// Does the target take a chunk's slots in one transaction? See [`Mover::close_at_target`].
     at_once: bool,
     /// The other primaries that can be reached; gossip tells those that can't.
-    others: Vec<Link>,
+    others: Vec<Connection>,
 }
 
 impl<'a> Mover<'a> {
@@ -61,19 +61,19 @@ impl<'a> Mover<'a> {
         pacer: &'a Pacer,
         arrived: &'a (dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Self, Fault> {
-        let auth = job.auth.as_ref();
+        let login = job.login.as_ref();
         let mut others = Vec::new();
         for node in &job.others {
-            if let Ok(mut link) = Link::connect(node.address, auth).await
+            if let Ok(mut link) = connect(node.address, login).await
                 && super::keys::is_primary(&mut link).await?
             {
                 others.push(link);
             }
         }
-        let carrier = Carrier::connect(job.from.address, job.to.address, auth, pacer, arrived);
+        let carrier = Carrier::connect(job.from.address, job.to.address, login, pacer, arrived);
         let carrier = carrier.await?;
-        let mut target = Link::connect(job.to.address, auth).await?;
-        let told = target.call(["INFO", "server"], REPLY_TIME_MAX).await?;
+        let mut target = connect(job.to.address, login).await?;
+        let told = target.call_within(REPLY_TIME_MAX, ["INFO", "server"]).await?;
         let info = Info::from_reply(&told).unwrap_or_else(|| Info::parse(""));
         let at_once = info.get("valkey_version").is_none();
         Ok(Self { job, carrier, target, at_once, others })
@@ -82,14 +82,14 @@ impl<'a> Mover<'a> {
     /// Closes some slots and opens others; lists the keys of the latter.
     async fn turn(&mut self, close: &[Slot], open: &[Slot]) -> Result<Vec<Listing>, Fault> {
         let (from, to) = (self.job.from.id.to_string(), self.job.to.id.to_string());
-        let mut pipeline = Pipeline::default();
+        let mut pipeline = Commands::new();
         self.close_at_target(close, &to, &mut pipeline);
         for slot in open {
             pipeline.push(["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", &from]);
         }
         expect_ok(&mut self.target, &pipeline, "CLUSTER SETSLOT").await?;
 
-        let mut closing = Pipeline::default();
+        let mut closing = Commands::new();
         for slot in close {
             closing.push(["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &to]);
         }
@@ -97,7 +97,7 @@ impl<'a> Mover<'a> {
         // is lost or refuses (it has become a replica) hears of it from the target.
         let mut told = Vec::new();
         for mut other in self.others.drain(..) {
-            if other.send(&closing).await.is_ok() {
+            if other.send(&closing, REPLY_TIME_MAX).await.is_ok() {
                 told.push(other);
             }
         }
@@ -106,7 +106,11 @@ impl<'a> Mover<'a> {
         }
         let lists = self.carrier.list_after(closing, "CLUSTER SETSLOT", open).await?;
         for mut other in told {
-            if other.skip(close.len(), REPLY_TIME_MAX).await.is_ok() {
+            let mut lost = false;
+            for _ in close {
+                lost = lost || other.receive(REPLY_TIME_MAX).await.is_err();
+            }
+            if !lost {
                 self.others.push(other);
             }
         }
@@ -122,7 +126,7 @@ impl<'a> Mover<'a> {
     /// raised epoch that others get to hear could be lost to the former owner's.
     ///
     /// Valkey from 8.0 makes SETSLOT wait for replicas, which can't be done in a transaction.
-    fn close_at_target(&self, slots: &[Slot], to: &str, pipeline: &mut Pipeline) {
+    fn close_at_target(&self, slots: &[Slot], to: &str, pipeline: &mut Commands) {
         let in_transaction = self.at_once && slots.len() > 1;
         if in_transaction {
             pipeline.push(["MULTI"]);

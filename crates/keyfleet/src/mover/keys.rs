@@ -10,7 +10,9 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use protocol::{Role, Slot, Value, resp::ServerError};
 use tokio::time::{Instant, sleep};
 
-use super::{Auth, Link, Pipeline, pace::Pacer, slots::Fault};
+use super::{
+    ClientError, Commands, Connection, Login, REPLY_TIME_MAX, connect, pace::Pacer, slots::Fault,
+};
 
 /// What a key costs beside its bytes, in the time that this many bytes take.
 const KEY_WEIGHT: u64 = 800;
@@ -26,8 +28,6 @@ const SAMPLE_EVERY: usize = 16;
 const MIGRATE_TIME_MS: u64 = 500;
 /// What a time-out allows a heavy batch beside it.
 const MIGRATE_BYTES_PER_MS: u64 = 20_000;
-/// How long commands may take that carry no keys.
-pub(super) const REPLY_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long refusals that pass (the target loads, votes, runs a script) are waited out.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PASSING_PAUSE: Duration = Duration::from_millis(100);
@@ -44,16 +44,16 @@ pub(super) struct Listing {
 
 impl Listing {
     /// Appends the question to a pipeline.
-    pub fn ask(slot: Slot, pipeline: &mut Pipeline) {
+    pub fn ask(slot: Slot, pipeline: &mut Commands) {
         let (slot, count) = (slot.to_string(), LISTED_KEYS_MAX.to_string());
         pipeline.push(["CLUSTER", "GETKEYSINSLOT", &slot, &count]);
     }
 
     /// Reads the answer.
-    pub fn read(slot: Slot, reply: Value, from: &Link) -> Result<Self, Fault> {
-        let refused = |error| Fault::refused(from.node(), "CLUSTER GETKEYSINSLOT", error);
+    pub fn read(slot: Slot, reply: Value, from: &Connection) -> Result<Self, Fault> {
+        let refused = |error| Fault::refused(from.address(), "CLUSTER GETKEYSINSLOT", error);
         let Value::Array(items) = reply.into_result().map_err(refused)? else {
-            return Err(Fault::Strange { node: from.node(), command: "CLUSTER GETKEYSINSLOT" });
+            return Err(Fault::Strange { node: from.address(), command: "CLUSTER GETKEYSINSLOT" });
         };
         let key = |item| match item {
             Value::Bulk(key) => Some(key),
@@ -80,9 +80,9 @@ impl Batch<'_> {
 
 /// Takes keys out of one node into another.
 pub(super) struct Carrier<'a> {
-    pub from: Link,
+    pub from: Connection,
     pub to: SocketAddr,
-    pub auth: Option<&'a Auth>,
+    pub login: Option<&'a Login>,
     /// Overwrite what the other end has under the same name. Right only where `from` owns the slot
     /// and has it marked as migrating to `to`: then clients were served by `from` whenever it had
     /// the key, and a twin at `to` is what an earlier MIGRATE left that timed out: older or equal.
@@ -115,24 +115,24 @@ impl<'a> Carrier<'a> {
     pub async fn connect(
         from: SocketAddr,
         to: SocketAddr,
-        auth: Option<&'a Auth>,
+        login: Option<&'a Login>,
         pacer: &'a Pacer,
         arrived: &'a (dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Self, Fault> {
-        let mut from = Link::connect(from, auth).await?;
+        let mut from = connect(from, login).await?;
         let node_timeout = node_timeout(&mut from).await?;
-        Ok(Self { from, to, auth, replace: true, node_timeout, pacer, arrived })
+        Ok(Self { from, to, login, replace: true, node_timeout, pacer, arrived })
     }
 
     /// Asks what is in the slots.
     pub async fn list(&mut self, slots: &[Slot]) -> Result<Vec<Listing>, Fault> {
-        self.list_after(Pipeline::default(), "", slots).await
+        self.list_after(Commands::new(), "", slots).await
     }
 
     /// Sends commands, none of which may be refused, and asks what is in the slots after them.
     pub async fn list_after(
         &mut self,
-        mut pipeline: Pipeline,
+        mut pipeline: Commands,
         command: &'static str,
         slots: &[Slot],
     ) -> Result<Vec<Listing>, Fault> {
@@ -141,7 +141,7 @@ impl<'a> Carrier<'a> {
             Listing::ask(*slot, &mut pipeline);
         }
         pipeline.push(["ROLE"]);
-        let node = self.from.node();
+        let node = self.from.address();
         let mut replies = self.from.pipeline(&pipeline, REPLY_TIME_MAX).await?.into_iter();
         for reply in replies.by_ref().take(before) {
             reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
@@ -215,7 +215,7 @@ impl<'a> Carrier<'a> {
     async fn sizes(&mut self, lists: &[Listing]) -> Result<Vec<Option<u64>>, Fault> {
         let keys: Vec<&Vec<u8>> = lists.iter().flat_map(|list| &list.keys).collect();
         let every = SAMPLE_EVERY.min(keys.len().div_ceil(32)).max(1);
-        let mut pipeline = Pipeline::default();
+        let mut pipeline = Commands::new();
         for key in keys.iter().step_by(every) {
             pipeline.push([b"MEMORY".as_slice(), b"USAGE", key]);
         }
@@ -229,7 +229,7 @@ impl<'a> Carrier<'a> {
 
     /// Sends one burst and notes what came of it.
     async fn send(&mut self, burst: &[Batch<'_>], round: &mut Round) -> Result<(), Fault> {
-        let mut pipeline = Pipeline::default();
+        let mut pipeline = Commands::new();
         let mut time_max = Duration::from_secs(10);
         for batch in burst {
             let batch_time = self.migrate_time(batch.bytes);
@@ -259,12 +259,12 @@ impl<'a> Carrier<'a> {
                 round.left.push(Listing::read(batch.slot, reply(), &self.from)?);
             }
         }
-        expect_primary(reply(), self.from.node())?;
+        expect_primary(reply(), self.from.address())?;
         self.pacer.after_burst(burst.iter().map(Batch::weight).sum(), took).await;
         Ok(())
     }
 
-    fn push_migrate(&self, batch: &Batch<'_>, time: Duration, pipeline: &mut Pipeline) {
+    fn push_migrate(&self, batch: &Batch<'_>, time: Duration, pipeline: &mut Commands) {
         let (host, port) = (self.to.ip().to_string(), self.to.port().to_string());
         let time_ms = time.as_millis().to_string();
         let mut args: Vec<&[u8]> = Vec::with_capacity(batch.keys.len() + 12);
@@ -272,8 +272,8 @@ impl<'a> Carrier<'a> {
         if self.replace {
             args.push(b"REPLACE");
         }
-        if let Some(Auth { user, password }) = self.auth {
-            args.extend([b"AUTH2", user.as_bytes(), password.as_bytes()]);
+        if let Some(Login { user, password }) = self.login {
+            args.extend([b"AUTH2", user.as_bytes(), password.expose().as_bytes()]);
         }
         args.push(b"KEYS");
         args.extend(batch.keys.iter().map(Vec::as_slice));
@@ -294,7 +294,7 @@ impl<'a> Carrier<'a> {
                 "IOERR" => round.timed_out = Some((batch.slot, batch.bytes)),
                 "LOADING" | "BUSY" => round.passing = Some(error),
                 _ => {
-                    let fault = Fault::refused(self.from.node(), "MIGRATE", error);
+                    let fault = Fault::refused(self.from.address(), "MIGRATE", error);
                     round.fatal.get_or_insert(fault);
                 }
             }
@@ -329,9 +329,9 @@ fn expect_primary(reply: Value, node: SocketAddr) -> Result<(), Fault> {
 }
 
 /// Is the node a primary, by its own word?
-pub(super) async fn is_primary(link: &mut Link) -> Result<bool, Fault> {
-    let reply = link.call(["ROLE"], REPLY_TIME_MAX).await?;
-    match expect_primary(reply, link.node()) {
+pub(super) async fn is_primary(link: &mut Connection) -> Result<bool, Fault> {
+    let reply = link.call_within(REPLY_TIME_MAX, ["ROLE"]).await?;
+    match expect_primary(reply, link.address()) {
         Ok(()) => Ok(true),
         Err(Fault::Demoted { .. }) => Ok(false),
         Err(fault) => Err(fault),
@@ -339,8 +339,12 @@ pub(super) async fn is_primary(link: &mut Link) -> Result<bool, Fault> {
 }
 
 /// `cluster-node-timeout`, or its default where the node doesn't tell.
-async fn node_timeout(link: &mut Link) -> Result<Duration, Fault> {
-    let reply = link.call(["CONFIG", "GET", "cluster-node-timeout"], REPLY_TIME_MAX).await?;
+async fn node_timeout(link: &mut Connection) -> Result<Duration, Fault> {
+    let asked = link.call_within(REPLY_TIME_MAX, ["CONFIG", "GET", "cluster-node-timeout"]).await;
+    let reply = match asked {
+        Err(ClientError::Server { .. }) => Value::Null,
+        result => result?,
+    };
     let told = reply.pairs().and_then(|pairs| pairs.first()?.1.as_integer());
     Ok(Duration::from_millis(told.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(15_000)))
 }

@@ -6,35 +6,29 @@
 mod atomic;
 mod chunks;
 mod keys;
-mod link;
 mod pace;
 pub mod repair;
 pub mod slots;
 mod views;
 
-use std::{fmt, net::SocketAddr};
+use std::{net::SocketAddr, time::Duration};
 
 use protocol::NodeId;
 
-pub use link::{Link, LinkError, Pipeline};
+use crate::admin_client::{ClientError, Commands, Connection, Login};
+
+/// How long a connection may take to be made.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long commands may take that carry no keys.
+const REPLY_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A node to talk to: its name, and where it serves clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeAddr {
     pub id: NodeId,
     pub address: SocketAddr,
 }
 
-/// What every node of the cluster wants to see before it answers.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Auth {
-    /// `default` for a plain `requirepass`.
-    pub user: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Auth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Auth({}, [redacted])", self.user)
-    }
+async fn connect(node: SocketAddr, login: Option<&Login>) -> Result<Connection, ClientError> {
+    Connection::open(node, login, CONNECT_TIME_MAX).await
 }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Auth, Link, slots::Fault};
+use super::{Connection, Login, connect, slots::Fault};
 
 /// The weight of one burst at full pace; see `keys` for what weight is.
 const FULL_BURST: u64 = 4 << 20;
@@ -91,7 +91,7 @@ impl Pacer {
     pub async fn start(
         pace: Pace,
         ends: [SocketAddr; 2],
-        auth: Option<&Auth>,
+        login: Option<&Login>,
     ) -> Result<Self, Fault> {
         if pace == Pace::Full {
             return Ok(Self { gentle: None });
@@ -99,7 +99,7 @@ impl Pacer {
         let waits_us = Arc::new(Mutex::new(Vec::new()));
         let mut probes = Vec::new();
         for end in ends {
-            let link = Link::connect(end, auth).await?;
+            let link = connect(end, login).await?;
             probes.push(tokio::spawn(probe(link, Arc::clone(&waits_us))));
         }
         sleep(BASELINE_TIME).await;
@@ -197,11 +197,11 @@ fn take_slow(waits_us: &Mutex<Vec<u32>>, count: usize) -> Option<u32> {
     slow
 }
 
-async fn probe(mut link: Link, waits_us: Arc<Mutex<Vec<u32>>>) {
+async fn probe(mut link: Connection, waits_us: Arc<Mutex<Vec<u32>>>) {
     loop {
         sleep(PROBE_EVERY).await;
         let started = Instant::now();
-        if link.call(["PING"], PROBE_TIME_MAX).await.is_err() {
+        if link.call_within(PROBE_TIME_MAX, ["PING"]).await.is_err() {
             return;
         }
         if let Ok(mut waits) = waits_us.lock() {

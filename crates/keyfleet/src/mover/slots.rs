@@ -17,7 +17,10 @@ use protocol::{
 };
 use tracing::{info, warn};
 
-use super::{Auth, Link, LinkError, NodeAddr, Pipeline, atomic, chunks, views};
+use super::{
+    ClientError, Commands, Connection, Login, NodeAddr, REPLY_TIME_MAX, atomic, chunks, connect,
+    repair, views,
+};
 
 /// How long all views may take to agree after the last slot.
 const AGREE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -33,7 +36,7 @@ pub struct SlotMove {
     /// The cluster's other nodes, replicas too: primaries are told of the new owner, and the move
     /// is done when all agree.
     pub others: Vec<NodeAddr>,
-    pub auth: Option<Auth>,
+    pub login: Option<Login>,
     pub pace: Pace,
     /// What both ends can do.
     pub atomic: AtomicSlots,
@@ -90,7 +93,7 @@ fn still_open(open: &SlotSet) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Client(#[from] ClientError),
     #[error("{node} refused {command}: {error}")]
     Refused { node: SocketAddr, command: &'static str, error: ServerError },
     #[error("{node} answered {command} with something unknown")]
@@ -160,14 +163,18 @@ pub async fn move_slots(
 }
 
 async fn run(job: &SlotMove, report: &Report<'_>) -> Result<Way, Fault> {
-    let auth = job.auth.as_ref();
-    let mut source = Link::connect(job.from.address, auth).await?;
-    let mut target = Link::connect(job.to.address, auth).await?;
+    let login = job.login.as_ref();
+    let mut source = connect(job.from.address, login).await?;
+    let mut target = connect(job.to.address, login).await?;
+    let atomic = job.atomic == AtomicSlots::MigrateSlots;
+    if atomic {
+        atomic::wait_for_running(&mut source).await?;
+    }
     let start = Start::of(job, &mut source, &mut target).await?;
     report.add(job.slots.len() - start.to_move.len(), 0, 0);
 
     let mut way = if start.to_move.is_empty() { Way::Nothing } else { Way::Keys };
-    if way == Way::Keys && job.atomic == AtomicSlots::MigrateSlots && start.open.is_empty() {
+    if way == Way::Keys && atomic && start.open.is_empty() {
         match atomic::migrate_slots(job, &start.to_move, &mut source, report).await {
             Ok(()) => way = Way::Atomic,
             Err(fault) => warn!(
@@ -178,11 +185,12 @@ async fn run(job: &SlotMove, report: &Report<'_>) -> Result<Way, Fault> {
     }
     if way != Way::Atomic {
         let rest = Start::of(job, &mut source, &mut target).await?;
+        repair::bring_strays_home(&job.to, &job.from, &rest.strays, login).await?;
         chunks::move_by_keys(job, &rest, report).await?;
     }
     let mut nodes = vec![job.from, job.to];
     nodes.extend(&job.others);
-    views::wait_for_owner(&nodes, auth, job.to.id, &job.slots, AGREE_TIME_MAX).await?;
+    views::wait_for_owner(&nodes, login, job.to.id, &job.slots, AGREE_TIME_MAX).await?;
     info!(from = %job.from.address, to = %job.to.address, slots = %job.slots, "slots moved");
     Ok(way)
 }
@@ -193,12 +201,19 @@ pub(super) struct Start {
     pub to_move: SlotSet,
     /// Part of `to_move` that is open between the two.
     pub open: SlotSet,
+    /// Part of `to_move` of which the target holds keys though the source doesn't give them away:
+    /// a failover or a hand made the source forget a move, and took its keys out of sight.
+    pub strays: SlotSet,
     /// What the target owns already, and the source or the others may not know yet.
     pub to_close: SlotSet,
 }
 
 impl Start {
-    async fn of(job: &SlotMove, source: &mut Link, target: &mut Link) -> Result<Self, Fault> {
+    async fn of(
+        job: &SlotMove,
+        source: &mut Connection,
+        target: &mut Connection,
+    ) -> Result<Self, Fault> {
         let (source_view, target_view) = (views::view(source).await?, views::view(target).await?);
         for (view, node) in [(&source_view, &job.from), (&target_view, &job.to)] {
             if view.my_row().is_none_or(|row| !row.flags.primary || row.id != node.id) {
@@ -214,7 +229,9 @@ impl Start {
         let migrating = open_towards(&source_view, OpenDirection::Migrating, job, &job.to)?;
         let importing = open_towards(&target_view, OpenDirection::Importing, job, &job.from)?;
         let left = views::owned(&source_view, job.from.id).union(&views::open_slots(&source_view));
+        let strays = to_move.difference(&migrating);
         Ok(Self {
+            strays: repair::held(target, &strays).await?,
             open: migrating.union(&importing).intersection(&to_move),
             to_close: done.intersection(&left),
             to_move,
@@ -243,38 +260,23 @@ fn open_towards(
 async fn half_moved(job: &SlotMove) -> Result<SlotSet, Fault> {
     let mut open = SlotSet::new();
     for node in [job.from, job.to] {
-        let mut link = Link::connect(node.address, job.auth.as_ref()).await?;
+        let mut link = connect(node.address, job.login.as_ref()).await?;
         open = open.union(&views::open_slots(&views::view(&mut link).await?));
     }
     Ok(open.intersection(&job.slots))
 }
 
-/// Sends a CLUSTER command for each slot in one write; the first refusal is the result.
-pub(super) async fn for_each_slot<'a>(
-    link: &mut Link,
-    slots: impl IntoIterator<Item = Slot>,
-    args: &[&str],
-) -> Result<(), Fault> {
-    let mut pipeline = Pipeline::default();
-    for slot in slots {
-        let slot = slot.to_string();
-        let all = ["CLUSTER", "SETSLOT", &slot];
-        pipeline.push(all.iter().chain(args));
-    }
-    expect_ok(link, &pipeline, "CLUSTER SETSLOT").await
-}
-
 /// Sends commands whose replies matter only where they are refusals.
 pub(super) async fn expect_ok(
-    link: &mut Link,
-    pipeline: &Pipeline,
+    link: &mut Connection,
+    pipeline: &Commands,
     command: &'static str,
 ) -> Result<(), Fault> {
     if pipeline.is_empty() {
         return Ok(());
     }
-    let node = link.node();
-    for reply in link.pipeline(pipeline, Duration::from_secs(60)).await? {
+    let node = link.address();
+    for reply in link.pipeline(pipeline, REPLY_TIME_MAX).await? {
         reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
     }
     Ok(())

@@ -5,16 +5,16 @@ use std::time::Duration;
 use protocol::{ClusterNodes, NodeId, Slot, SlotSet, cluster_text::OpenDirection};
 use tokio::time::{Instant, sleep};
 
-use super::{Auth, Link, NodeAddr, slots::Fault};
+use super::{Connection, Login, NodeAddr, connect, slots::Fault};
 
 /// How long a node may take to tell its view.
 const VIEW_TIME_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Asks a node for its table.
-pub(super) async fn view(link: &mut Link) -> Result<ClusterNodes, Fault> {
-    let node = link.node();
-    let reply = link.call(["CLUSTER", "NODES"], VIEW_TIME_MAX).await?;
+pub(super) async fn view(link: &mut Connection) -> Result<ClusterNodes, Fault> {
+    let node = link.address();
+    let reply = link.call_within(VIEW_TIME_MAX, ["CLUSTER", "NODES"]).await?;
     let reply =
         reply.into_result().map_err(|error| Fault::refused(node, "CLUSTER NODES", error))?;
     let strange = Fault::Strange { node, command: "CLUSTER NODES" };
@@ -43,14 +43,14 @@ pub(super) fn open_slots(view: &ClusterNodes) -> SlotSet {
 /// Waits until every node's view gives all of `slots` to `owner` and has none of them open.
 pub(super) async fn wait_for_owner(
     nodes: &[NodeAddr],
-    auth: Option<&Auth>,
+    login: Option<&Login>,
     owner: NodeId,
     slots: &SlotSet,
     time_max: Duration,
 ) -> Result<(), Fault> {
     let deadline = Instant::now() + time_max;
     for node in nodes {
-        let mut link = Link::connect(node.address, auth).await?;
+        let mut link = connect(node.address, login).await?;
         loop {
             let view = view(&mut link).await?;
             let missing = slots.difference(&owned(&view, owner));
