@@ -15,7 +15,8 @@ use fleet::{
 };
 use protocol::{Engine, EngineKind, NodeId, SLOT_COUNT, SlotSet, Version};
 
-/// A world of one cluster named `cache`. Node n's id is n repeated, and its port 7000 + n.
+/// A world of one cluster named `cache`, where nothing else is said. Node n's id is n, eight digits
+/// again and again, and its port 7000 + n.
 #[derive(Clone, Debug)]
 pub struct Scene {
     pub observed: Observed,
@@ -23,7 +24,8 @@ pub struct Scene {
 
 /// The id of `cache-n`.
 pub const fn id(number: u32) -> NodeId {
-    NodeId::from_bytes([number as u8; 20])
+    let [a, b, c, d] = number.to_be_bytes();
+    NodeId::from_bytes([a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d])
 }
 
 /// The name `cache-n`.
@@ -54,61 +56,65 @@ impl Scene {
     /// shifted by one host.
     pub fn healthy(shards: u32, replicas: u32, hosts: u32) -> Self {
         let mut scene = Self::empty(hosts);
+        scene.add_healthy(&ClusterName::new("cache"), 0, shards, replicas);
+        scene
+    }
+
+    /// One more healthy cluster on the same hosts. Its node n has the id and the port of node
+    /// `before` + n.
+    pub fn add_healthy(&mut self, cluster: &ClusterName, before: u32, shards: u32, replicas: u32) {
+        let hosts = self.observed.hosts.len() as u32;
+        let nodes = (0..=replicas)
+            .flat_map(|round| (0..shards).map(move |shard| (round, shard)))
+            .map(|(round, shard)| (round, shard, (shard + round) % hosts + 1))
+            .zip(1..);
         let mut table = Table::default();
-        for round in 0..=replicas {
-            for shard in 0..shards {
-                let number = round * shards + shard + 1;
-                let host = (shard + round) % hosts + 1;
-                let slots = if round == 0 { share(shard, shards) } else { SlotSet::new() };
-                let row = Row {
-                    ip: Some(address(host, hosts)),
-                    port: ports(number).tcp,
-                    replica_of: (round > 0).then(|| id(shard + 1)),
-                    config_epoch: u64::from(shard) + 1,
-                    slots,
-                    health: Health::Ok,
-                };
-                table.rows.insert(id(number), row);
-            }
+        for ((round, shard, host), number) in nodes.clone() {
+            let slots = if round == 0 { share(shard, shards) } else { SlotSet::new() };
+            let row = Row {
+                ip: Some(address(host, hosts)),
+                port: ports(before + number).tcp,
+                replica_of: (round > 0).then(|| id(before + shard + 1)),
+                config_epoch: u64::from(shard) + 1,
+                slots,
+                health: Health::Ok,
+            };
+            table.rows.insert(id(before + number), row);
         }
         let table = Arc::new(table);
-        for round in 0..=replicas {
-            for shard in 0..shards {
-                let number = round * shards + shard + 1;
-                let host = (shard + round) % hosts + 1;
-                let role = if round == 0 {
-                    Role::Primary
-                } else {
-                    Role::Replica { of: id(shard + 1), link: Link::InSync }
-                };
-                let view = NodeView {
-                    host: host_id(host, hosts),
-                    address: address(host, hosts),
-                    ports: ports(number),
-                    process: Process::Running,
-                    disk: Disk { id: Some(id(number)), data_bytes: 4 << 20, append_bytes: 1 << 20 },
-                    server: Server::Up(Box::new(Up {
-                        id: id(number),
-                        engine: Engine { kind: EngineKind::Redis, version: Version::new(7, 0, 15) },
-                        role,
-                        offset: 1_000_000,
-                        keys: 40_000 + u64::from(shard),
-                        memory: Memory { used: 120 << 20, rss: 130 << 20, max: 512 << 20 },
-                        cluster_ok: true,
-                        table: Arc::clone(&table),
-                        open: BTreeMap::new(),
-                        config: BTreeMap::new(),
-                        users_current: true,
-                        uptime_s: 86_400,
-                    })),
-                    failed_starts: 0,
-                };
-                scene.observed.nodes.insert(name(number), view);
-            }
+        for ((round, shard, host), number) in nodes {
+            let role = if round == 0 {
+                Role::Primary
+            } else {
+                Role::Replica { of: id(before + shard + 1), link: Link::InSync }
+            };
+            let id = id(before + number);
+            let view = NodeView {
+                host: host_id(host, hosts),
+                address: address(host, hosts),
+                ports: ports(before + number),
+                process: Process::Running,
+                disk: Disk { id: Some(id), data_bytes: 4 << 20, append_bytes: 1 << 20 },
+                server: Server::Up(Box::new(Up {
+                    id,
+                    engine: Engine { kind: EngineKind::Redis, version: Version::new(7, 0, 15) },
+                    role,
+                    offset: 1_000_000,
+                    keys: 40_000 + u64::from(shard),
+                    memory: Memory { used: 120 << 20, rss: 130 << 20, max: 512 << 20 },
+                    cluster_ok: true,
+                    table: Arc::clone(&table),
+                    open: BTreeMap::new(),
+                    config: BTreeMap::new(),
+                    users_current: true,
+                    uptime_s: 86_400,
+                })),
+                failed_starts: 0,
+            };
+            self.observed.nodes.insert(NodeName::new(cluster.clone(), number), view);
         }
         let history = History { calm_since_ms: Some(1_799_999_000_000), ..History::default() };
-        scene.observed.history.insert(ClusterName::new("cache"), history);
-        scene
+        self.observed.history.insert(cluster.clone(), history);
     }
 
     /// The view of `cache-number`, to change it.
@@ -130,42 +136,60 @@ impl Scene {
         }
     }
 
-    /// Every answering server's table changed in the same way.
+    /// Every answering server's table changed in the same way; shared ones stay shared.
     pub fn tables(mut self, change: impl Fn(&mut Table)) -> Self {
+        // The old ones are kept until the end, so that no address is used twice.
+        let mut changed: BTreeMap<*const Table, (Arc<Table>, Arc<Table>)> = BTreeMap::new();
         for view in self.observed.nodes.values_mut() {
-            if let Server::Up(up) = &mut view.server {
-                change(Arc::make_mut(&mut up.table));
-            }
+            let Server::Up(up) = &mut view.server else { continue };
+            let (_, after) = changed.entry(Arc::as_ptr(&up.table)).or_insert_with(|| {
+                let mut table = Table::clone(&up.table);
+                change(&mut table);
+                (Arc::clone(&up.table), Arc::new(table))
+            });
+            up.table = Arc::clone(after);
         }
         self
     }
 
     /// Its process is gone; the others have noticed, and its replicas have lost their link.
-    pub fn dead(mut self, number: u32) -> Self {
-        let node = self.node(number);
-        (node.process, node.server) = (Process::Gone, Server::Refused);
-        self.lost(number)
+    pub fn dead(self, number: u32) -> Self {
+        self.all_dead(&[name(number)])
+    }
+
+    /// [`Scene::dead`] for several nodes of any cluster.
+    pub fn all_dead(mut self, nodes: &[NodeName]) -> Self {
+        let mut ids = BTreeSet::new();
+        for node in nodes {
+            if let Some(view) = self.observed.nodes.get_mut(node) {
+                ids.extend(view.id());
+                (view.process, view.server) = (Process::Gone, Server::Refused);
+            }
+        }
+        self.lost(&ids)
     }
 
     /// Its process is stopped by a signal; the others have noticed.
     pub fn suspended(mut self, number: u32, for_ms: u64) -> Self {
         let node = self.node(number);
         (node.process, node.server) = (Process::Suspended, Server::Silent { for_ms });
-        self.lost(number)
+        self.lost(&BTreeSet::from([id(number)]))
     }
 
-    fn lost(mut self, number: u32) -> Self {
+    fn lost(mut self, ids: &BTreeSet<NodeId>) -> Self {
         for view in self.observed.nodes.values_mut() {
             if let Server::Up(up) = &mut view.server
                 && let Role::Replica { of, link } = &mut up.role
-                && *of == id(number)
+                && ids.contains(of)
             {
                 *link = Link::Down { for_ms: 4_000 };
             }
         }
         self.tables(|table| {
-            if let Some(row) = table.rows.get_mut(&id(number)) {
-                row.health = Health::Failed;
+            for id in ids {
+                if let Some(row) = table.rows.get_mut(id) {
+                    row.health = Health::Failed;
+                }
             }
         })
     }
@@ -221,7 +245,8 @@ fn address(host: u32, hosts: u32) -> IpAddr {
     if hosts == 1 {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
     } else {
-        IpAddr::V4(Ipv4Addr::new(10, 77, 0, host as u8))
+        let [_, _, high, low] = host.to_be_bytes();
+        IpAddr::V4(Ipv4Addr::new(10, 77, high, low))
     }
 }
 
@@ -230,7 +255,8 @@ fn ports(number: u32) -> Ports {
     Ports { tcp: 7000 + number, tls: 17_000 + number, bus: 27_000 + number }
 }
 
-fn share(shard: u32, shards: u32) -> SlotSet {
+/// The slots of a shard (from 0) of so many.
+pub fn share(shard: u32, shards: u32) -> SlotSet {
     let edge = |shard: u32| (u32::from(SLOT_COUNT) * shard / shards) as u16;
     SlotSet::range(edge(shard), edge(shard + 1) - 1)
 }
