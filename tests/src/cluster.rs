@@ -125,6 +125,14 @@ impl RawCluster {
         Ok(())
     }
 
+    /// kill -9 for one of them; it stays dead.
+    pub fn kill(&mut self, index: usize) -> Result<()> {
+        let process = &mut self.nodes[index].process;
+        process.kill()?;
+        process.wait()?;
+        Ok(())
+    }
+
     /// The primaries that owned slots or nothing at the start.
     pub fn primaries(&self) -> impl Iterator<Item = &RawNode> {
         self.nodes.iter().take(self.primaries)

@@ -71,12 +71,18 @@ pub struct Running {
     started: Instant,
 }
 
-/// The program under test; cargo builds it together with the tests.
+/// The program under test: for tests the one that cargo builds together with them, for benchmarks
+/// the one that is delivered, which they build themselves.
 pub fn program() -> PathBuf {
-    let test = env::current_exe().expect("a test has a path");
-    let built = test.ancestors().nth(2).expect("tests are below the build directory");
-    let program = built.join("keyfleet-tested");
-    assert!(program.is_file(), "no {}: run `cargo build -p keyfleet-tests`", program.display());
+    let this = env::current_exe().expect("a program has a path");
+    let beside = this.parent().expect("a program is in a directory");
+    // Tests are built one directory below the programs.
+    let (program, package) = if beside.ends_with("deps") {
+        (beside.with_file_name("keyfleet-tested"), "keyfleet-tests")
+    } else {
+        (beside.join("keyfleet"), "keyfleet")
+    };
+    assert!(program.is_file(), "no {}: run `cargo build -p {package}`", program.display());
     program
 }
 
@@ -88,6 +94,13 @@ pub fn node(number: u32) -> NodeName {
 impl TestFleet {
     /// A fresh directory with this spec; nothing runs yet.
     pub fn new(spec: &Spec) -> Self {
+        let fleet = Self::empty();
+        fleet.edit(spec);
+        fleet
+    }
+
+    /// A fresh directory without a spec.
+    pub fn empty() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("keyfleet-fleet-{}-{number}", std::process::id());
@@ -95,9 +108,7 @@ impl TestFleet {
         fs::create_dir_all(&directory).expect("the temporary directory can be written");
         let directory = directory.canonicalize().expect("it was just made");
         let ports = PortBlock::claim().expect("ports are free");
-        let fleet = Self { directory, ports, count: AtomicU32::new(0) };
-        fleet.edit(spec);
-        fleet
+        Self { directory, ports, count: AtomicU32::new(0) }
     }
 
     pub fn directory(&self) -> &Path {
