@@ -1,7 +1,10 @@
 //! Benchmarks with goals. Each prints a table, then as its last line one line of JSON:
 //! `{"bench": …, "figures": {…}, "goals": [{"goal": …, "wanted": …, "reached": …, "holds": …}], "holds": …}`.
 
+mod failover;
+mod plan;
 mod reshard;
+mod up;
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +15,18 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
+use crate::command;
+
 #[derive(Subcommand)]
 pub enum Bench {
     /// Move 5,461 slots of a million keys under load, by us and by the engine's own tool.
     Reshard(reshard::Options),
+    /// Make six nodes from nothing, beside the engine's own tool.
+    Up(up::Options),
+    /// Plan fleets of up to 10,000 nodes.
+    Plan(plan::Options),
+    /// How long a shard takes no writes when its primary goes, planned or not.
+    Failover(failover::Options),
 }
 
 /// What a benchmark found.
@@ -68,6 +79,9 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         .context("tokio")?;
     let mut outcome = match bench {
         Bench::Reshard(options) => runtime.block_on(reshard::run(options))?,
+        Bench::Up(options) => runtime.block_on(up::run(options))?,
+        Bench::Plan(options) => plan::run(options)?,
+        Bench::Failover(options) => runtime.block_on(failover::run(options))?,
     };
     outcome.holds = outcome.goals.iter().all(|goal| goal.holds);
     println!();
@@ -77,4 +91,30 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
     }
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(if outcome.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds the program that is delivered.
+fn build_program() -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.current_dir(command::workspace());
+    command::run(build.args(["build", "--quiet", "--release", "--package", "keyfleet"]))
+}
+
+/// The middle one, or the mean of the middle two; 0 of none.
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let above = sorted.get(middle).copied().unwrap_or_default();
+    let below = sorted.get(middle.saturating_sub(1)).copied().unwrap_or_default();
+    if sorted.len() % 2 == 1 { above } else { f64::midpoint(below, above) }
+}
+
+/// The sample below which this share of them lies: the largest where there are few.
+fn at_share(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
