@@ -70,6 +70,9 @@ pub struct Acted {
     pub interrupted_by: Option<NodeName>,
 }
 
+/// Hears of every look at the world, with the steps that failed before it.
+pub type Listener<'a> = dyn FnMut(&Turn, &[(Step, StepError)]) + Send + 'a;
+
 /// How [`Reconciler::converge`] ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -163,7 +166,7 @@ impl Reconciler {
         &mut self,
         sink: &Sink,
         stop: &(dyn Fn() -> bool + Send + Sync),
-        tell: &mut (dyn FnMut(&Turn, &[(Step, StepError)]) + Send),
+        tell: &mut Listener<'_>,
     ) -> Result<(Turn, Ended), StoreError> {
         let mut failed: Vec<(Step, StepError)> = Vec::new();
         let mut failures = 0;

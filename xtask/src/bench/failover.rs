@@ -29,7 +29,7 @@ use fleet::{
     model::NodeName,
     observed::{NodeView, Observed},
 };
-use keyfleet::mover::Link;
+use keyfleet::admin_client::{ClientError, Connection};
 use protocol::{SlotSet, key_slot};
 use tests::{
     cluster::{RawCluster, Shape},
@@ -347,8 +347,7 @@ impl Probe {
             let (node, key, seen) = (*node, key.clone(), Arc::clone(&seen));
             tokio::spawn(async move {
                 loop {
-                    if let Ok(Ok(link)) = timeout(PROBE_ANSWER_MAX, Link::connect(node, None)).await
-                    {
+                    if let Ok(link) = Connection::open(node, None, PROBE_ANSWER_MAX).await {
                         write(link, &key, &seen).await;
                     }
                     sleep(PROBE_PAUSE).await;
@@ -394,9 +393,13 @@ impl Drop for Probe {
 }
 
 /// Writes until the connection is lost.
-async fn write(mut link: Link, key: &str, seen: &Mutex<Seen>) {
-    while let Ok(answer) = link.call(["SET", key, "value"], PROBE_ANSWER_MAX).await {
-        if answer.into_result().is_ok() {
+async fn write(mut link: Connection, key: &str, seen: &Mutex<Seen>) {
+    loop {
+        let answer = link.call_within(PROBE_ANSWER_MAX, ["SET", key, "value"]).await;
+        if !matches!(answer, Ok(_) | Err(ClientError::Server { .. })) {
+            return;
+        }
+        if answer.is_ok() {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.longest = seen.longest.max(seen.last.elapsed());
             seen.last = Instant::now();

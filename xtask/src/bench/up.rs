@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use keyfleet::mover::Link;
+use keyfleet::admin_client::Connection;
 use protocol::{Slot, key_slot};
 use tests::{fleet::TestFleet, ports::PortBlock};
 use tokio::{
@@ -166,9 +166,8 @@ async fn write_everywhere(first: u16) -> Result<()> {
 async fn is_taken(first: u16, key: &str) -> bool {
     for port in first..first + NODES {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let Ok(mut link) = Link::connect(address, None).await else { continue };
-        let answer = link.call(["SET", key, "value"], ANSWER_TIME_MAX).await;
-        if answer.is_ok_and(|answer| answer.into_result().is_ok()) {
+        let Ok(mut link) = Connection::open(address, None, ANSWER_TIME_MAX).await else { continue };
+        if link.call_within(ANSWER_TIME_MAX, ["SET", key, "value"]).await.is_ok() {
             return true;
         }
     }

@@ -168,7 +168,7 @@ impl State {
 
     fn learn(&mut self, weight: u64, took: Duration) {
         self.fixed = self.fixed.min(took);
-        let pace_ns = (took - self.fixed).as_nanos() as f64 / weight.max(1) as f64;
+        let pace_ns = took.saturating_sub(self.fixed).as_nanos() as f64 / weight.max(1) as f64;
         // One burst that was held up by something else shall not count for much.
         let pace_ns = pace_ns.clamp(self.pace_ns / 4.0, self.pace_ns * 4.0);
         self.pace_ns += (pace_ns - self.pace_ns) * 0.05;
