@@ -123,10 +123,13 @@ impl Observer {
             };
             nodes.insert(name, view);
         }
-        // Where a password can't be had now, what is loaded is left as it is.
+        // Where a password can't be had now, what is loaded is left as it is. Of clusters that are not
+        // there nothing is asked: passwords are made when they are first wanted, and looking makes nothing.
+        let there: BTreeSet<&ClusterName> = nodes.keys().map(|name| &name.cluster).collect();
         let users: BTreeMap<&ClusterName, Option<String>> = fleet
             .clusters
             .values()
+            .filter(|cluster| there.contains(&cluster.name))
             .map(|cluster| {
                 let wanted = users_acl(fleet, cluster, &self.store).ok();
                 (&cluster.name, wanted.as_deref().map(acl_digest))

@@ -47,7 +47,7 @@ impl Drop for Directory {
     }
 }
 
-const FLEET: &str = "clusters:\n  cache: {shards: 3, replicas: 1, ports: {tcp: 7001}}\n";
+const FLEET: &str = "clusters:\n  cache: {shards: 3, replicas: 1}\n";
 
 #[test]
 fn help() {
