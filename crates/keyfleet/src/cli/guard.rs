@@ -88,7 +88,8 @@ pub async fn start_detached(context: &Context, session: &Session) -> Result<(), 
         }
         tokio::time::sleep(POLL).await;
     }
-    let shown = log.display();
+    let here = std::env::current_dir().ok();
+    let shown = here.and_then(|here| log.strip_prefix(here).ok()).unwrap_or(&log).display();
     context.printer.note(&format!("Guard is at work (pid {}), its log in {shown}.", child.id()));
     Ok(())
 }
