@@ -6,7 +6,7 @@
 //! that it did *not* do it. What a broken connection leaves open is `unknown`: it may be there once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fmt,
     net::SocketAddr,
     sync::{
@@ -291,7 +291,7 @@ impl Report {
                 for list in link.pipeline(&pipeline, Duration::from_secs(30)).await? {
                     let list = list.into_result()?;
                     for item in list.as_array().context("not a list")? {
-                        self.tick(item, &mut seen, &mut verdict);
+                        Self::tick(item, &mut seen, &mut verdict);
                     }
                 }
             }
@@ -310,7 +310,7 @@ impl Report {
         Ok(verdict)
     }
 
-    fn tick(&self, item: &Value, seen: &mut [Vec<u8>], verdict: &mut Verdict) {
+    fn tick(item: &Value, seen: &mut [Vec<u8>], verdict: &mut Verdict) {
         let id = item.as_integer().and_then(|id| u64::try_from(id).ok());
         let place = id.and_then(|id| {
             seen.get_mut((id >> 40) as usize)?.get_mut((id & ((1 << 40) - 1)) as usize)
@@ -547,11 +547,10 @@ impl Writer {
     }
 
     async fn link(&mut self, node: SocketAddr, shared: &Shared) -> Option<&mut Connection> {
-        if !self.links.contains_key(&node) {
-            let link = connect(node, &shared.options).await.ok()?;
-            self.links.insert(node, link);
+        match self.links.entry(node) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(place) => Some(place.insert(connect(node, &shared.options).await.ok()?)),
         }
-        self.links.get_mut(&node)
     }
 
     /// The next answer of a node; None where the connection is lost, which it stays.
@@ -571,29 +570,26 @@ impl Writer {
     fn settle(
         &mut self,
         answer: Value,
-        write: Pending,
+        mut write: Pending,
         node: SocketAddr,
         started: Instant,
         shared: &Shared,
         again: &mut Again,
     ) {
-        let error = match answer.into_result() {
-            Ok(_) => {
-                let now = Instant::now();
-                self.outcomes[write.number] = Outcome::Ok;
-                self.latencies_us.push((now - started).as_micros() as u32);
-                self.note_gap(now);
-                self.last_ok = Some(now);
-                shared.note_ok(now);
-                return;
-            }
-            Err(error) => error,
+        let Err(error) = answer.into_result() else {
+            let now = Instant::now();
+            self.outcomes[write.number] = Outcome::Ok;
+            self.latencies_us.push((now - started).as_micros() as u32);
+            self.note_gap(now);
+            self.last_ok = Some(now);
+            shared.note_ok(now);
+            return;
         };
         let place = |host: &str, port| {
             let ip = host.parse().unwrap_or(node.ip());
             SocketAddr::new(ip, port)
         };
-        let mut write = Pending { ask: None, ..write };
+        write.ask = None;
         match error.redirect() {
             Some(Redirect::Moved { slot, host, port }) => self.map.set(slot, place(&host, port)),
             Some(Redirect::Ask { host, port, .. }) => write.ask = Some(place(&host, port)),

@@ -162,11 +162,11 @@ async fn a_wrong_spec_is_told_with_its_lines() {
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_ports_are_told_before_anything_starts() {
     let fleet = TestFleet::new(&Spec::default());
-    let _taken = TcpListener::bind(("127.0.0.1", fleet.ports.tcp + 2)).unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", fleet.ports.tcp + 2)).unwrap();
     let ended = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
     let port = (fleet.ports.tcp + 2).to_string();
     assert!(ended.stderr.contains(&port) || ended.stdout.contains(&port), "{ended:?}");
-    drop(_taken);
+    drop(taken);
     fleet.up().await;
     fleet.expect_settled(3, 1).await;
 }
