@@ -126,31 +126,17 @@ impl<'a> Carrier<'a> {
 
     /// Asks what is in the slots.
     pub async fn list(&mut self, slots: &[Slot]) -> Result<Vec<Listing>, Fault> {
-        self.list_after(Commands::new(), "", slots).await
-    }
-
-    /// Sends commands, none of which may be refused, and asks what is in the slots after them.
-    pub async fn list_after(
-        &mut self,
-        mut pipeline: Commands,
-        command: &'static str,
-        slots: &[Slot],
-    ) -> Result<Vec<Listing>, Fault> {
-        let before = pipeline.len();
+        let mut commands = Commands::new();
         for slot in slots {
-            Listing::ask(*slot, &mut pipeline);
+            Listing::ask(*slot, &mut commands);
         }
-        pipeline.push(["ROLE"]);
-        let node = self.from.address();
-        let mut replies = self.from.pipeline(&pipeline, REPLY_TIME_MAX).await?.into_iter();
-        for reply in replies.by_ref().take(before) {
-            reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
-        }
-        let lists = slots
-            .iter()
-            .map(|slot| Listing::read(*slot, replies.next().unwrap_or(Value::Null), &self.from));
-        let lists = lists.collect::<Result<Vec<Listing>, Fault>>()?;
-        expect_primary(replies.next().unwrap_or(Value::Null), node)?;
+        commands.push(["ROLE"]);
+        let mut replies = self.from.pipeline(&commands, REPLY_TIME_MAX).await?.into_iter();
+        let mut reply = || replies.next().unwrap_or(Value::Null);
+        let lists: Result<Vec<Listing>, Fault> =
+            slots.iter().map(|slot| Listing::read(*slot, reply(), &self.from)).collect();
+        let lists = lists?;
+        expect_primary(reply(), self.from.address())?;
         Ok(lists)
     }
 
@@ -306,9 +292,6 @@ impl<'a> Carrier<'a> {
             }
             "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "NOREPLICAS" => {
                 round.passing = Some(theirs);
-            }
-            "OOM" => {
-                round.fatal.get_or_insert(Fault::TargetFull { node: self.to });
             }
             _ => {
                 round.fatal.get_or_insert(Fault::refused(self.to, "MIGRATE", theirs));

@@ -8,6 +8,7 @@ mod chunks;
 mod keys;
 mod pace;
 pub mod repair;
+mod setter;
 pub mod slots;
 mod views;
 

@@ -234,13 +234,14 @@ async fn settle(job: &SlotRepair, owner: &mut Connection) -> Result<(), Fault> {
     set_slots(owner, &job.slots, &["STABLE"]).await?;
     let mut conflicts = SlotSet::new();
     for peer in &mut peers(job).await? {
+        // A node sends away whoever asks for a slot that nobody owns, its own MIGRATE too.
+        set_slots(&mut peer.link, &job.slots, &["NODE", &to]).await?;
         match bring_home(peer, &job.owner, login).await {
             Err(Fault::Conflict { slots }) => conflicts = conflicts.union(&slots),
             result => result?,
         }
         let told = job.slots.difference(&conflicts);
         set_slots(&mut peer.link, &told, &["STABLE"]).await?;
-        set_slots(&mut peer.link, &told, &["NODE", &to]).await?;
     }
     if !conflicts.is_empty() {
         return Err(Fault::Conflict { slots: conflicts });

@@ -12,7 +12,7 @@ use std::{
 
 use fleet::model::Pace;
 use protocol::{
-    ClusterNodes, Slot, SlotSet, cluster_text::OpenDirection, engine::AtomicSlots,
+    ClusterNodes, Slot, SlotSet, Value, cluster_text::OpenDirection, engine::AtomicSlots,
     resp::ServerError,
 };
 use tracing::{info, warn};
@@ -99,7 +99,7 @@ pub enum Fault {
     #[error("{node} answered {command} with something unknown")]
     Strange { node: SocketAddr, command: &'static str },
     #[error("{node} is out of memory (maxmemory)")]
-    TargetFull { node: SocketAddr },
+    Full { node: SocketAddr },
     #[error("{to} doesn't take a key of slot {slot} in time; keys sent to it had {bytes} bytes")]
     TimedOut { slot: Slot, to: SocketAddr, bytes: u64 },
     #[error("neither end owns slots {slots}")]
@@ -118,7 +118,10 @@ pub enum Fault {
 
 impl Fault {
     pub(super) fn refused(node: SocketAddr, command: &'static str, error: ServerError) -> Self {
-        Self::Refused { node, command, error }
+        match error.code.as_str() {
+            "OOM" => Self::Full { node },
+            _ => Self::Refused { node, command, error },
+        }
     }
 }
 
@@ -277,7 +280,15 @@ pub(super) async fn expect_ok(
     }
     let node = link.address();
     for reply in link.pipeline(pipeline, REPLY_TIME_MAX).await? {
-        reply.into_result().map_err(|error| Fault::refused(node, command, error))?;
+        not_refused(reply).map_err(|error| Fault::refused(node, command, error))?;
     }
     Ok(())
+}
+
+/// Neither the command was refused nor, where it was EXEC, one of its transaction's.
+pub(super) fn not_refused(reply: Value) -> Result<(), ServerError> {
+    match reply.into_result()? {
+        Value::Array(replies) => replies.into_iter().try_for_each(not_refused),
+        _ => Ok(()),
+    }
 }
