@@ -1,7 +1,9 @@
-//! `cargo xtask bench reshard`.
+//! `cargo xtask bench reshard`: the same slots moved to and fro by the engine's own tool and by us,
+//! in turn, while a client writes as fast as it gets answers (six connections, one write each) and
+//! keeps a ledger: a run that loses a write, or misses a key, is no run.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -16,7 +18,8 @@ use keyfleet::mover::{
 use protocol::{SlotSet, engine::AtomicSlots};
 use tests::{
     cluster::{RawCluster, Shape},
-    ledger::{Ledger, Options as LedgerOptions, Report},
+    engines::engine,
+    ledger::{Latency, Ledger, Options as LedgerOptions},
 };
 use tokio::{process::Command, time::timeout};
 
@@ -28,9 +31,6 @@ const MOVE_TIME_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Args)]
 pub struct Options {
-    /// The server programs, each with its `-cli` beside it.
-    #[arg(long, default_value = "/usr/bin/redis-server")]
-    server: Vec<PathBuf>,
     #[arg(long, default_value_t = 1_000_000)]
     keys: usize,
     /// Bytes in each value.
@@ -39,96 +39,113 @@ pub struct Options {
     /// How often each mover moves.
     #[arg(long, default_value_t = 2)]
     rounds: usize,
-    /// The load, writes a second.
-    #[arg(long, default_value_t = 4_000)]
+    /// Writes a second; 0: as many as are answered.
+    #[arg(long, default_value_t = 0)]
     load: u32,
-    /// Which movers.
-    #[arg(long, value_delimiter = ',', default_value = "cli,full,gentle")]
-    movers: Vec<String>,
+}
+
+/// Who moves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mover {
+    /// `redis-cli --cluster reshard` with its defaults.
+    Cli,
+    Full,
+    Gentle,
+    Atomic,
+}
+
+impl Mover {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Cli => "cli",
+            Self::Full => "full",
+            Self::Gentle => "gentle",
+            Self::Atomic => "atomic",
+        }
+    }
 }
 
 struct Sample {
-    mover: String,
+    mover: Mover,
     seconds: f64,
-    report: Report,
+    latency: Latency,
+}
+
+/// The means of a mover's runs.
+struct Mean {
+    seconds: f64,
+    p99_ms: f64,
 }
 
 pub async fn run(options: &Options) -> Result<Outcome> {
     let mut outcome = Outcome { bench: "reshard", ..Outcome::default() };
-    for server in &options.server {
-        measure(options, server, &mut outcome).await?;
-    }
+    let movers = [Mover::Cli, Mover::Full, Mover::Gentle];
+    let samples = measure(options, "redis", "7.0", &movers).await?;
+    let mean = |mover| summarise(&mut outcome, "redis 7.0", &samples, mover);
+    let [cli, full, gentle] = movers.map(mean);
+    let times = [
+        Goal::at_least("redis 7.0, full pace: times faster", 4.0, cli.seconds / full.seconds),
+        Goal::at_least("redis 7.0, gentle: times faster", 2.5, cli.seconds / gentle.seconds),
+        Goal::at_most("redis 7.0, gentle: times the p99", 2.0, gentle.p99_ms / cli.p99_ms),
+    ];
+    outcome.goals.extend(times);
+
+    let movers = [Mover::Cli, Mover::Atomic];
+    let samples = measure(options, "valkey", "9.1", &movers).await?;
+    let mean = |mover| summarise(&mut outcome, "valkey 9.1", &samples, mover);
+    let [cli, atomic] = movers.map(mean);
+    let times = cli.seconds / atomic.seconds;
+    outcome.goals.push(Goal::at_least("valkey 9.1, atomic: times faster", 8.0, times));
     Ok(outcome)
 }
 
-async fn measure(options: &Options, server: &Path, outcome: &mut Outcome) -> Result<()> {
+fn summarise(outcome: &mut Outcome, engine: &str, samples: &[Sample], mover: Mover) -> Mean {
+    let of: Vec<&Sample> = samples.iter().filter(|sample| sample.mover == mover).collect();
+    let mean = |what: &dyn Fn(&Sample) -> f64| {
+        of.iter().map(|sample| what(sample)).sum::<f64>() / of.len().max(1) as f64
+    };
+    let seconds = mean(&|sample| sample.seconds);
+    let p99_ms = mean(&|sample| sample.latency.p99_ms);
+    outcome.figures.insert(format!("{engine} {} seconds", mover.name()), seconds);
+    outcome.figures.insert(format!("{engine} {} p99 ms", mover.name()), p99_ms);
+    Mean { seconds, p99_ms }
+}
+
+async fn measure(
+    options: &Options,
+    kind: &str,
+    version: &str,
+    movers: &[Mover],
+) -> Result<Vec<Sample>> {
+    let binary = engine(kind, version);
     let config = ["--cluster-allow-replica-migration", "no"];
-    let shape = Shape { server, primaries: 3, replicas: 0, spare: 1, config: &config };
+    let shape =
+        Shape { server: &binary.server, primaries: 3, replicas: 0, spare: 1, config: &config };
     let cluster = RawCluster::start(&shape).await?;
     cluster.fill(options.keys, options.value_bytes).await?;
-    println!("{}", server.display());
-    println!(
-        "{:<8} {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "mover", "s", "p50 ms", "p99 ms", "max ms", "writes/s"
-    );
-    let ends = [cluster.nodes[0].addr, cluster.nodes[3].addr];
-    let mut direction = 0;
+    println!("{kind} {version}: {SLOTS_MOVED} slots of {} keys", options.keys);
+    println!("  mover    seconds   p50 ms   p99 ms   max ms  writes/s");
+    let cli = binary.cli.context("no command line program")?;
+    // The first has the slots, the last one none: every second move brings them back.
+    let mut ends = [cluster.nodes[0].addr, cluster.nodes[3].addr];
     let mut samples = Vec::new();
     for _ in 0..options.rounds {
-        for mover in &options.movers {
-            let (from, to) = (ends[direction], ends[1 - direction]);
-            direction = 1 - direction;
-            let sample = one_move(options, server, &cluster, mover, from, to).await?;
-            let latency = sample.report.latency;
-            println!(
-                "{:<8} {:>8.2} {:>8.2} {:>8.2} {:>8.1} {:>8.0}",
-                sample.mover,
-                sample.seconds,
-                latency.p50_ms,
-                latency.p99_ms,
-                latency.max_ms,
-                sample.report.writes_per_s
-            );
+        for mover in movers {
+            let sample = one_move(options, &cli, &cluster, *mover, ends).await?;
             samples.push(sample);
+            ends.reverse();
         }
     }
     cluster.check_filled(options.keys, options.value_bytes).await?;
-    let name = server.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let mean = |mover: &str, of: &dyn Fn(&Sample) -> f64| {
-        let of: Vec<f64> = samples.iter().filter(|s| s.mover == mover).map(of).collect();
-        of.iter().sum::<f64>() / of.len().max(1) as f64
-    };
-    let seconds = |mover: &str| mean(mover, &|sample| sample.seconds);
-    let p99 = |mover: &str| mean(mover, &|sample| sample.report.latency.p99_ms);
-    for mover in &options.movers {
-        outcome.figures.insert(format!("{name} {mover} s"), seconds(mover));
-        outcome.figures.insert(format!("{name} {mover} p99 ms"), p99(mover));
-    }
-    outcome.goals.push(Goal::at_least(
-        format!("{name}: full, times faster"),
-        4.0,
-        seconds("cli") / seconds("full"),
-    ));
-    outcome.goals.push(Goal::at_least(
-        format!("{name}: gentle, times faster"),
-        2.5,
-        seconds("cli") / seconds("gentle"),
-    ));
-    outcome.goals.push(Goal::at_most(
-        format!("{name}: gentle, times the p99"),
-        2.0,
-        p99("gentle") / p99("cli"),
-    ));
-    Ok(())
+    Ok(samples)
 }
 
 async fn one_move(
     options: &Options,
-    server: &Path,
+    cli: &Path,
     cluster: &RawCluster,
-    mover: &str,
-    from: NodeAddr,
-    to: NodeAddr,
+    mover: Mover,
+    ends: [NodeAddr; 2],
 ) -> Result<Sample> {
     let load = LedgerOptions {
         connections: 6,
@@ -141,57 +158,46 @@ async fn one_move(
     let started = Instant::now();
     let moving = async {
         match mover {
-            "cli" => cli(server, from, to).await,
-            _ => {
-                let job = SlotMove {
-                    from,
-                    to,
-                    slots: SlotSet::range(0, SLOTS_MOVED - 1),
-                    others: cluster.others(&[from, to]),
-                    login: None,
-                    pace: if mover == "gentle" { Pace::Gentle } else { Pace::Full },
-                    atomic: AtomicSlots::None,
-                };
-                let moved = move_slots(&job, |_| ()).await?;
-                ensure!(moved.way == Way::Keys);
-                Ok(())
-            }
+            Mover::Cli => reshard(cli, ends).await,
+            _ => move_by_us(cluster, mover, ends).await,
         }
     };
-    timeout(MOVE_TIME_MAX, moving).await.with_context(|| format!("{mover} takes too long"))??;
+    let name = mover.name();
+    timeout(MOVE_TIME_MAX, moving).await.with_context(|| format!("{name} takes too long"))??;
     let seconds = started.elapsed().as_secs_f64();
     let report = ledger.stop().await?;
     cluster.wait_calm().await?;
     let verdict = report.verify(&cluster.addresses()).await?;
-    ensure!(verdict.holds(), "{mover}: {verdict}");
-    for index in 0..cluster.nodes.len() {
-        let mut link = cluster.link(index).await?;
-        for section in ["commandstats", "cpu"] {
-            let t = tests::cluster::text(&mut link, &["INFO", section]).await?;
-            for l in t.lines().filter(|l| {
-                (l.contains("cmdstat")
-                    && (l.contains("igrat")
-                        || l.contains("setslot")
-                        || l.contains("keysin")
-                        || l.contains("restore")
-                        || l.contains("memory")
-                        || l.contains("rpush")
-                        || l.contains("nodes")))
-                    || l.contains("main_thread")
-            }) {
-                println!("   {mover} {index} {l}");
-            }
-        }
-        link.call(["CONFIG", "RESETSTAT"]).await?;
-    }
-    Ok(Sample { mover: mover.to_owned(), seconds, report })
+    ensure!(verdict.holds(), "{name}: {verdict}");
+    let latency = report.latency;
+    println!(
+        "  {name:<8} {seconds:>7.2} {:>8.2} {:>8.2} {:>8.1} {:>9.0}",
+        latency.p50_ms, latency.p99_ms, latency.max_ms, report.writes_per_s
+    );
+    Ok(Sample { mover, seconds, latency })
 }
 
-/// `redis-cli --cluster reshard` with its defaults.
-async fn cli(server: &Path, from: NodeAddr, to: NodeAddr) -> Result<()> {
-    let name = server.file_name().and_then(|name| name.to_str()).context("no name")?;
-    let program = server.with_file_name(name.replace("-server", "-cli"));
-    let output = Command::new(&program)
+async fn move_by_us(cluster: &RawCluster, mover: Mover, [from, to]: [NodeAddr; 2]) -> Result<()> {
+    let (atomic, way) = match mover {
+        Mover::Atomic => (AtomicSlots::MigrateSlots, Way::Atomic),
+        _ => (AtomicSlots::None, Way::Keys),
+    };
+    let job = SlotMove {
+        from,
+        to,
+        slots: SlotSet::range(0, SLOTS_MOVED - 1),
+        others: cluster.others(&[from, to]),
+        login: None,
+        pace: if mover == Mover::Gentle { Pace::Gentle } else { Pace::Full },
+        atomic,
+    };
+    let moved = move_slots(&job, |_| ()).await?;
+    ensure!(moved.way == way, "moved in another way: {:?}", moved.way);
+    Ok(())
+}
+
+async fn reshard(cli: &Path, [from, to]: [NodeAddr; 2]) -> Result<()> {
+    let output = Command::new(cli)
         .args(["--cluster", "reshard", &from.address.to_string(), "--cluster-yes"])
         .args(["--cluster-from", &from.id.to_string(), "--cluster-to", &to.id.to_string()])
         .args(["--cluster-slots", &SLOTS_MOVED.to_string()])
@@ -199,13 +205,9 @@ async fn cli(server: &Path, from: NodeAddr, to: NodeAddr) -> Result<()> {
         .kill_on_drop(true)
         .output()
         .await
-        .with_context(|| program.display().to_string())?;
+        .with_context(|| cli.display().to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        program.display(),
-        text.lines().last().unwrap_or_default()
-    );
+    let last = text.lines().last().unwrap_or_default();
+    ensure!(output.status.success(), "{}: {last}", cli.display());
     Ok(())
 }

@@ -31,11 +31,11 @@ const FULL_CHUNK_SLOTS: usize = 256;
 const GENTLE_CHUNK_KEYS: usize = 512;
 const GENTLE_CHUNK_SLOTS: usize = 8;
 /// One burst's weight at a gentle pace: what the set time makes of it is kept within these.
-const GENTLE_BURST_MIN: u64 = 8 << 10;
+const GENTLE_BURST_MIN: u64 = 16 << 10;
 const GENTLE_BURST_MAX: u64 = 2 << 20;
 /// The set time of one burst.
-const BURST_TIME_START: Duration = Duration::from_micros(300);
-const BURST_TIME_MIN: Duration = Duration::from_micros(200);
+const BURST_TIME_START: Duration = Duration::from_micros(200);
+const BURST_TIME_MIN: Duration = Duration::from_micros(150);
 const BURST_TIME_MAX: Duration = Duration::from_millis(2);
 const BURST_TIME_STEP: Duration = Duration::from_micros(20);
 /// Nanoseconds that a unit of weight takes, until it is known.
@@ -52,7 +52,7 @@ const BASELINE_TIME: Duration = Duration::from_millis(200);
 /// Probes that a verdict needs, both ends' together.
 const WINDOW: usize = 30;
 /// How much later than before the move an answer may come, at the least.
-const SLOWER_US_MAX: u32 = 300;
+const SLOWER_US_MAX: u32 = 200;
 
 /// Decides how much goes out in one write, and how long to rest after it.
 pub(super) struct Pacer {
