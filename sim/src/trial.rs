@@ -5,12 +5,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    sync::Arc,
 };
 
 use fleet::{
     check::{Violation, check_wave, check_world},
     model::{ClusterName, Fleet, HostId},
-    observed::{Observed, Role},
+    observed::{Observed, Role, Server},
     step::{Action, Step, Wave},
     world::{Fault, Sync, Vantage, World},
 };
@@ -148,6 +149,9 @@ impl<'a> Trial<'a> {
             let (seen, mishap) = self.look(script.mishaps && !over);
             let wave = (self.plan)(&self.fleet, &seen);
             self.tell(&wave);
+            if self.rng.chance(10) && !self.is_steady(&seen, &wave) {
+                return Err(Failure::Fickle);
+            }
             let violations = check_wave(&self.fleet, &seen, &wave);
             if !violations.is_empty() {
                 return Err(Failure::Wave(violations));
@@ -183,6 +187,24 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// The same world in other memory, its lists in another order, gives the same plan.
+    fn is_steady(&mut self, seen: &Observed, wave: &Wave) -> bool {
+        let mut other = seen.clone();
+        let mut names: Vec<_> = other.nodes.keys().cloned().collect();
+        while !names.is_empty() {
+            let name = names.swap_remove(self.rng.below(names.len()));
+            let view = other.nodes.get_mut(&name).map(|view| &mut view.server);
+            if let Some(Server::Up(up)) = view {
+                up.table = Arc::new((*up.table).clone());
+            }
+        }
+        for history in other.history.values_mut() {
+            history.handovers_ms.reverse();
+        }
+        let again = (self.plan)(&self.fleet, &other);
+        format!("{again:?}") == format!("{wave:?}")
+    }
+
     /// What to make of a wave without steps after the last fault. None: wait.
     fn end(&mut self, wave: &Wave, waited_ms: u64) -> Option<Result<Tally, Failure>> {
         self.tally.acknowledged = self.ledger.acknowledged();
@@ -191,7 +213,8 @@ impl<'a> Trial<'a> {
             let seen = self.world.observe(&Vantage::default());
             let violations = check_world(&self.fleet, &seen);
             if !violations.is_empty() {
-                return Some(Err(Failure::World(violations)));
+                // What the planner needn't care for may take a moment to spread.
+                return (waited_ms > 10_000).then_some(Err(Failure::World(violations)));
             }
             let missing = self.ledger.missing(&self.world);
             if !missing.is_empty() {

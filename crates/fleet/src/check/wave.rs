@@ -131,7 +131,16 @@ impl Case<'_> {
                 self.blame(Invariant::I6Empty, what);
             }
         }
-        if !self.owned(id).is_empty() {
+        let owned = self.owned(id);
+        let rival = self
+            .ups()
+            .find(|(_, up)| up.keys > 0 && !up.slots().intersection(&owned).is_empty())
+            .map(|(name, _)| name);
+        if let Some(rival) = rival {
+            let what = format!("{node} starts empty, and {rival}, which it replaced, holds data");
+            self.blame(Invariant::I6Empty, what);
+        }
+        if !owned.is_empty() {
             for (peer, view) in self.peers_of(id) {
                 if view.up().is_none() && view.disk.data_bytes > 0 {
                     let what = format!("{node} starts empty; {peer} has data on its disk");

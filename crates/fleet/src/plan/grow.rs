@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{Fleet, HostId, NodeName},
-    observed::{Health, Server},
+    observed::{Health, Server, Up},
     placement::{HostPicker, PortsInUse, hosts_interleaved},
     step::Action,
 };
@@ -151,11 +151,10 @@ fn assign(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     if view.unowned.is_empty() || roster.heads_missing > 0 {
         return;
     }
-    if view
-        .members
-        .iter()
-        .any(|member| member.up.is_some_and(|up| !member.joined && !up.slots().is_empty()))
-    {
+    let knows_an_owner = |up: &Up| {
+        up.table.rows.values().any(|row| !row.slots.intersection(&view.unowned).is_empty())
+    };
+    if view.members.iter().any(|member| !member.joined && member.up.is_some_and(knows_an_owner)) {
         // A part of the cluster that was given slots is not introduced yet.
         return;
     }

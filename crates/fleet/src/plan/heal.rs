@@ -118,9 +118,7 @@ fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut
         return;
     }
     let any_copy = best_replica(view, shard, false);
-    let peers_hold =
-        shard.replicas.iter().any(|index| view.members[*index].up.is_some_and(|up| up.keys > 0))
-            || peers_hold_on_disk(view, shard);
+    let peers_hold = peers_hold(view, shard) || peers_hold_on_disk(view, shard);
     if disk.data_bytes == 0 && peers_hold {
         match any_copy {
             Some(up) if view.has_quorum() => promote(
@@ -204,6 +202,13 @@ fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a U
         })
         .max_by_key(|(up, name)| (up.offset, std::cmp::Reverse(*name)))
         .map(|(up, _)| up)
+}
+
+/// A replica of the shard holds keys, or one that doesn't know yet that it was replaced.
+fn peers_hold(view: &View<'_>, shard: &Shard) -> bool {
+    let claims = |up: &Up| up.keys > 0 && !up.slots().intersection(&shard.slots).is_empty();
+    shard.replicas.iter().any(|at| view.members[*at].up.is_some_and(|up| up.keys > 0))
+        || view.members.iter().any(|member| member.up.is_some_and(claims))
 }
 
 fn peers_hold_on_disk(view: &View<'_>, shard: &Shard) -> bool {

@@ -224,8 +224,10 @@ impl<'a> View<'a> {
                     if member.joined && !up.cluster_ok {
                         reasons.push(format!("{} says that the cluster is down", member.name));
                     }
-                    if let Role::Replica { link, .. } = up.role
+                    // Who copies nobody that owns slots serves nobody.
+                    if let Role::Replica { of, link } = up.role
                         && link != Link::InSync
+                        && self.merged.get(&of).is_some_and(|row| !row.slots.is_empty())
                     {
                         reasons.push(format!("{} is not in sync", member.name));
                     }
@@ -237,8 +239,9 @@ impl<'a> View<'a> {
             }
         }
         for (id, row) in &self.merged {
-            if row.health != Health::Ok && self.member(*id).is_none_or(|member| member.up.is_some())
-            {
+            let gone = row.slots.is_empty() && self.member(*id).is_none();
+            let down = self.member(*id).is_some_and(|member| member.up.is_none());
+            if row.health != Health::Ok && !gone && !down {
                 let who = self.label(*id);
                 reasons.push(match row.health {
                     Health::Handshake => format!("{who} is being introduced"),

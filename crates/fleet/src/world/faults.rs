@@ -119,8 +119,11 @@ impl World {
             }
             Fault::HalfMove { from, to, slot, moved } => self.half_move(from, to, *slot, *moved),
             Fault::HalfOpen { at, side, slot } => self.strike_node(at, |net, group| {
+                // SETSLOT is refused by replicas, and by those that own, or don't, what they import or give.
                 if let Some(node) = group.nodes.get_mut(&at.number)
                     && net.answers(node)
+                    && node.replica_of().is_none()
+                    && node.slots().contains(*slot) == matches!(side, OpenSlots::MigratingTo(_))
                 {
                     let set = node.open.entry(*side).or_default();
                     *set = set.union(&SlotSet::from(*slot));

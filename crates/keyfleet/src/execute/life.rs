@@ -319,14 +319,15 @@ pub(super) async fn remove(context: &Context, node: &NodeName) -> Result<(), Ste
             {
                 return stale(format!("is the primary of {}", peer.name));
             }
+            let keys = context.call(&member, &["DBSIZE"]).await?.as_integer().unwrap_or(0);
             if view.is_primary() {
-                let keys = context.call(&member, &["DBSIZE"]).await?.as_integer().unwrap_or(0);
                 if keys > 0 {
                     return stale(format!("holds {keys} keys"));
                 }
-            } else if !all
-                .iter()
-                .any(|(_, peer)| Some(peer.id()) == view.primary() && peer.is_primary())
+            } else if keys > 0
+                && !all
+                    .iter()
+                    .any(|(_, peer)| Some(peer.id()) == view.primary() && peer.is_primary())
             {
                 return stale("may be the last copy: its primary doesn't answer".to_owned());
             }
