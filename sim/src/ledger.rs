@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::{
     model::{ClusterName, HostId, NodeName},
-    observed::Process,
+    observed::{Health, Process},
     world::{Fault, Node, World},
 };
 use protocol::{SLOT_COUNT, Slot};
@@ -21,6 +21,16 @@ pub struct Ledger {
     /// Hosts that are cut off at the moment.
     cut: BTreeSet<HostId>,
     next: u64,
+}
+
+/// Is the node held for failed by a peer, so that its replicas may be about to replace it?
+fn is_given_up(world: &World, name: &NodeName) -> bool {
+    let Some(node) = world.node(name) else { return false };
+    world.nodes().any(|(other, peer)| {
+        other.cluster == name.cluster
+            && world.answers(&other)
+            && peer.table.rows.get(&node.id).is_some_and(|row| row.health != Health::Ok)
+    })
 }
 
 impl Ledger {
@@ -51,7 +61,7 @@ impl Ledger {
                 .count();
             let Some(taker) = world.write(cluster, slot, id, rng.below(8)) else { continue };
             self.acknowledged.insert(id, (cluster.clone(), slot.number()));
-            if rivals > 1 || self.is_one_sided(world, &taker) {
+            if rivals > 1 || self.is_one_sided(world, &taker) || is_given_up(world, &taker) {
                 self.forfeited.insert(id);
             }
         }

@@ -198,7 +198,7 @@ pub enum OpenSlots {
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
 pub struct History {
     /// When each shard's primary last changed by our hand, by the primary's id after the change; and
-    /// when a promotion was tried in vain, by the id of the primary that is to be replaced.
+    /// when a change was tried in vain, by the id of the primary that was to be replaced.
     pub handovers_ms: Vec<(NodeId, u64)>,
     /// Since when the cluster has been continuously calm (I3); None where nobody has kept watch.
     pub calm_since_ms: Option<u64>,

@@ -340,6 +340,7 @@ impl Group {
             return refuse(format!("{to} isn't in sync"));
         }
         if !self.hand_over(net, from.number, to.number) {
+            self.history.handovers_ms.push((source.id, net.now_ms));
             return refuse("the majority of primaries didn't vote for it");
         }
         self.history.handovers_ms.push((target.id, net.now_ms));

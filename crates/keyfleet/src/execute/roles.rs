@@ -50,6 +50,7 @@ pub(super) async fn hand_over(
         // stands again after twice that. An attempt stops the primary's writes, so there is no
         // second one before it can succeed, and no third.
         if attempt == 2 {
+            record(context, &old, old_view.id())?;
             let what = format!("{to} is elected in place of {from}");
             return Err(StepError::Late { what, waited: ATTEMPT });
         }
