@@ -434,7 +434,7 @@ async fn a_freeze_stops_planned_changes() {
     fleet.run(&["freeze", "main", "--for", "1h"]).await.expect_code(0);
     fleet.edit(&Spec { config: vec![("slowlog-log-slower-than", "4242")], ..Spec::default() });
     let ended = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
-    assert!(ended.stderr.contains("freeze"), "{ended:?}");
+    assert!(ended.stderr.contains("keyfleet freeze main --lift"), "{ended:?}");
     let value = async || {
         let name = "slowlog-log-slower-than";
         let reply = fleet.call(&node(1), &["CONFIG", "GET", name]).await.expect("it answers");

@@ -1,10 +1,12 @@
 //! `keyfleet freeze`: let nothing be changed for a while.
 
+use fleet::model::ClusterName;
+
 use super::{context::Context, context::clusters, text::span};
 use crate::{
-    errors::{Exit, Failure},
+    errors::{Exit, Failure, Problem},
     observe::now_ms,
-    store::Freeze,
+    store::{Freeze, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +44,22 @@ pub fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Refuses to change clusters that are frozen.
+pub fn refuse(context: &Context, store: &Store, chosen: &[ClusterName]) -> Result<(), Failure> {
+    let mut problems = Vec::new();
+    for name in chosen {
+        let Some(freeze) = store.freeze(name)?.filter(|freeze| freeze.until_ms > now_ms()) else {
+            continue;
+        };
+        let why = if freeze.why.is_empty() { String::new() } else { format!(": {}", freeze.why) };
+        let left = span(freeze.until_ms.saturating_sub(now_ms()));
+        problems.push(Problem::new(format!("{name} is frozen for another {left}{why}")).hint(
+            format!("end the freeze with: {}", context.command(&format!("freeze {name} --lift"))),
+        ));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::user_all(problems)) }
 }
 
 /// `90s`, `30m`, `1h`, `2d` in milliseconds; at most 30 days, for a freeze that is forgotten must end.

@@ -11,7 +11,7 @@ use fleet::{
 use super::{
     connect,
     context::{Context, clusters},
-    guard, lease,
+    freeze, guard, lease,
     progress::Progress,
     signals, status, steps,
     text::{plural, span},
@@ -42,6 +42,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let session = context.open()?;
     let chosen = clusters(&session.fleet, &args.clusters)?;
+    freeze::refuse(context, &session.store, &chosen)?;
     let guard = lease::guard_pid(&session.store)?;
     let lease = lease::take(&session.store, "up").await?;
     for name in &chosen {
