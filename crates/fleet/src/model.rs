@@ -90,7 +90,8 @@ impl FromStr for NodeName {
         let (cluster, number) = text.rsplit_once('-').ok_or_else(bad)?;
         let plain = !number.starts_with('0') && number.bytes().all(|byte| byte.is_ascii_digit());
         let number = number.parse().map_err(|_| bad())?;
-        if cluster.is_empty() || !plain {
+        // Directories that aren't complete have names that begin with a dot.
+        if cluster.is_empty() || cluster.starts_with('.') || !plain {
             return Err(bad());
         }
         Ok(Self::new(ClusterName::new(cluster), number))
@@ -463,7 +464,8 @@ mod tests {
         let name: NodeName = "my-cache-12".parse().unwrap();
         assert_eq!((name.cluster.as_str(), name.number), ("my-cache", 12));
         assert_eq!(name.to_string(), "my-cache-12");
-        for bad in ["", "cache", "cache-", "-1", "cache-01", "cache-x", "cache-+1"] {
+        for bad in ["", "cache", "cache-", "-1", "cache-01", "cache-x", "cache-+1", ".new-cache-1"]
+        {
             assert!(bad.parse::<NodeName>().is_err(), "{bad}");
         }
     }
