@@ -51,6 +51,7 @@ pub struct TestFleet {
     directory: PathBuf,
     pub ports: PortBlock,
     count: AtomicU32,
+    mounted: bool,
 }
 
 /// A command that has ended.
@@ -108,7 +109,7 @@ impl TestFleet {
         fs::create_dir_all(&directory).expect("the temporary directory can be written");
         let directory = directory.canonicalize().expect("it was just made");
         let ports = PortBlock::claim().expect("ports are free");
-        Self { directory, ports, count: AtomicU32::new(0) }
+        Self { directory, ports, count: AtomicU32::new(0), mounted: false }
     }
 
     pub fn directory(&self) -> &Path {
@@ -118,6 +119,20 @@ impl TestFleet {
     /// A node's directory.
     pub fn node_directory(&self, node: &NodeName) -> PathBuf {
         self.directory.join(".keyfleet/nodes").join(node.to_string())
+    }
+
+    /// Puts the state directory on a file system of this size (`64k`), or gives the one that is
+    /// there this size. Needs root.
+    pub fn limit_disk(&mut self, size: &str) -> Result<()> {
+        let state = self.directory.join(".keyfleet");
+        fs::create_dir_all(&state)?;
+        let remount = if self.mounted { "remount," } else { "" };
+        let options = format!("{remount}size={size},mode=0700");
+        let mut mount = std::process::Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(&state).status()?;
+        ensure!(status.success(), "mount -o {options} {}: {status}", state.display());
+        self.mounted = true;
+        Ok(())
     }
 
     /// Writes fleet.yaml.
@@ -365,6 +380,10 @@ impl Drop for TestFleet {
                 send(pid, Signal::KILL);
             }
             std::thread::sleep(POLL);
+        }
+        if self.mounted {
+            let state = self.directory.join(".keyfleet");
+            let _ = std::process::Command::new("umount").arg(state).status();
         }
         if env::var_os("KEYFLEET_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.directory);

@@ -265,7 +265,9 @@ async fn a_hung_primary_is_replaced_by_the_clusters_own_election() {
     fleet.wait_for("the replica took over", TIME_MAX, |seen| is_primary(seen, &replica)).await;
     let took = hung.elapsed();
     println!("hung primary: replaced after {} ms at node-timeout 2000", took.as_millis());
-    assert!(took < Duration::from_secs(4), "{took:?}: {}", guard.stderr());
+    // Its peers ping it once in half the node timeout, call it failed a node timeout later, and
+    // stand for election up to a second after that.
+    assert!(took < Duration::from_secs(5), "{took:?}: {}", guard.stderr());
     fleet.resume(&primary);
     let what = "it follows now";
     fleet.wait_for(what, TIME_MAX, |seen| is_synced_replica(seen, &primary)).await;

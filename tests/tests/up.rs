@@ -184,3 +184,19 @@ async fn a_directory_that_cannot_be_written() {
     fleet.up().await;
     fleet.expect_settled(3, 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a small file system to fill");
+        return;
+    }
+    let mut fleet = TestFleet::new(&Spec::default());
+    // Room for some nodes' files, not for all.
+    fleet.limit_disk("64k").expect("root can mount");
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_failure();
+    assert!(ended.stderr.contains("No space left"), "{ended:?}");
+    fleet.limit_disk("64m").expect("root can mount");
+    fleet.up().await;
+    fleet.expect_settled(3, 1).await;
+}

@@ -65,15 +65,10 @@ impl Spec {
         }
         let (kind, version) = self.engine;
         let server = engine(kind, version).server;
+        let server = server.display();
         say(0, "clusters:");
         say(2, &format!("{CLUSTER}:"));
-        say(
-            4,
-            &format!(
-                "engine: {{kind: {kind}, version: \"{version}\", path: \"{}\"}}",
-                server.display()
-            ),
-        );
+        say(4, &format!("engine: {{kind: {kind}, version: \"{version}\", path: \"{server}\"}}"));
         say(4, &format!("shards: {}", self.shards));
         say(4, &format!("replicas: {}", self.replicas));
         say(4, &format!("profile: {}", self.profile));

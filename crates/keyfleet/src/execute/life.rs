@@ -171,11 +171,18 @@ async fn settle(context: &Context, launched: Launched) -> Result<(), StepError> 
 }
 
 fn exited(member: &Member, printed_before: u64) -> StepError {
-    let printed = process::log_tail(&member.directory, printed_before);
+    let mut printed = process::log_tail(&member.directory, printed_before);
+    if printed.is_empty() {
+        "it printed nothing".clone_into(&mut printed);
+    }
+    // It may well have had no room to say so.
+    if process::disk_is_full(&member.directory) {
+        printed += " (No space left on its file system)";
+    }
     StepError::Exited {
         node: member.name.clone(),
         engine: member.place.program.server.display().to_string(),
-        printed: if printed.is_empty() { "it printed nothing".to_owned() } else { printed },
+        printed,
     }
 }
 

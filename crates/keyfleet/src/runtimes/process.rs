@@ -297,6 +297,13 @@ pub fn log_tail(directory: &Path, offset: u64) -> String {
     }
 }
 
+/// Is the file system that a directory is on all but full?
+pub fn disk_is_full(directory: &Path) -> bool {
+    const LEFT_MIN: u64 = 256 << 10;
+    rustix::fs::statvfs(directory)
+        .is_ok_and(|system| system.f_bavail.saturating_mul(system.f_frsize) < LEFT_MIN)
+}
+
 /// How long a server's log is, in bytes.
 pub fn log_length(directory: &Path) -> u64 {
     fs::metadata(directory.join(LOG)).map_or(0, |meta| meta.len())
