@@ -64,18 +64,18 @@ impl PortsInUse {
 
 /// A cluster's hosts, those of different zones alternating, so that counting along the list spreads
 /// over zones first.
-pub fn hosts_interleaved(fleet: &Fleet, cluster: &Cluster) -> Vec<HostId> {
+pub fn hosts_interleaved<'a>(fleet: &Fleet, cluster: &'a Cluster) -> Vec<&'a HostId> {
     let mut zones: BTreeMap<&Zone, VecDeque<&HostId>> = BTreeMap::new();
     for id in &cluster.hosts {
         if let Some(host) = fleet.hosts.get(id) {
             zones.entry(&host.zone).or_default().push_back(id);
         }
     }
-    let mut hosts = Vec::new();
+    let mut hosts = Vec::with_capacity(cluster.hosts.len());
     while hosts.len() < cluster.hosts.len() {
         let before = hosts.len();
         for queue in zones.values_mut() {
-            hosts.extend(queue.pop_front().cloned());
+            hosts.extend(queue.pop_front());
         }
         if hosts.len() == before {
             break;
@@ -85,40 +85,36 @@ pub fn hosts_interleaved(fleet: &Fleet, cluster: &Cluster) -> Vec<HostId> {
 }
 
 /// Hands out hosts, the one with the fewest nodes first.
-pub struct HostPicker {
-    rank: BTreeMap<HostId, usize>,
-    /// (nodes there, rank, host).
-    queue: BTreeSet<(usize, usize, HostId)>,
+pub struct HostPicker<'a> {
+    /// By rank.
+    hosts: Vec<&'a HostId>,
+    /// (nodes there, rank).
+    queue: BTreeSet<(usize, usize)>,
 }
 
-impl HostPicker {
+impl<'a> HostPicker<'a> {
     /// `hosts` in order of preference; `load` counts what already stands on each.
-    pub fn new(hosts: Vec<HostId>, load: &BTreeMap<HostId, usize>) -> Self {
-        let rank: BTreeMap<HostId, usize> =
-            hosts.into_iter().enumerate().map(|(rank, host)| (host, rank)).collect();
-        let queue = rank
-            .iter()
-            .map(|(host, rank)| (load.get(host).copied().unwrap_or(0), *rank, host.clone()))
-            .collect();
-        Self { rank, queue }
+    pub fn new(hosts: Vec<&'a HostId>, load: &BTreeMap<&HostId, usize>) -> Self {
+        let standing = |host: &HostId| load.get(host).copied().unwrap_or(0);
+        let queue = hosts.iter().zip(0..).map(|(host, rank)| (standing(host), rank)).collect();
+        Self { hosts, queue }
     }
 
     /// The least loaded host that isn't to be avoided; it counts one more from now on.
-    pub fn pick(&mut self, avoid: &[HostId]) -> Option<HostId> {
-        let found = self.queue.iter().find(|(_, _, host)| !avoid.contains(host)).cloned()?;
-        self.queue.remove(&found);
-        let (load, rank, host) = found;
-        self.queue.insert((load + 1, rank, host.clone()));
-        Some(host)
+    pub fn pick(&mut self, avoid: &[HostId]) -> Option<&'a HostId> {
+        let free = |rank: usize| !avoid.contains(self.hosts[rank]);
+        let (load, rank) = self.queue.iter().copied().find(|(_, rank)| free(*rank))?;
+        self.queue.remove(&(load, rank));
+        self.queue.insert((load + 1, rank));
+        Some(self.hosts[rank])
     }
 
     /// Count one more on a host without asking for it.
     pub fn add(&mut self, host: &HostId) {
-        let Some(rank) = self.rank.get(host) else { return };
-        let found = self.queue.iter().find(|(_, at, _)| at == rank).cloned();
-        if let Some(entry) = found {
-            self.queue.remove(&entry);
-            self.queue.insert((entry.0 + 1, entry.1, entry.2));
+        let found = self.queue.iter().copied().find(|(_, rank)| self.hosts[*rank] == host);
+        if let Some((load, rank)) = found {
+            self.queue.remove(&(load, rank));
+            self.queue.insert((load + 1, rank));
         }
     }
 }
@@ -196,8 +192,8 @@ mod tests {
     #[test]
     fn picks_the_emptiest_host() {
         let hosts: Vec<HostId> = ["a", "b", "c"].map(HostId::new).to_vec();
-        let load = BTreeMap::from([(HostId::new("a"), 1)]);
-        let mut picker = HostPicker::new(hosts.clone(), &load);
+        let load = BTreeMap::from([(&hosts[0], 1)]);
+        let mut picker = HostPicker::new(hosts.iter().collect(), &load);
         let mut next = |avoid: &[HostId]| picker.pick(avoid).map(|host| host.to_string());
         assert_eq!(next(&[]).as_deref(), Some("b"));
         assert_eq!(next(&hosts[2..]).as_deref(), Some("a"));

@@ -40,17 +40,17 @@ pub(super) fn create(
     if fresh == 0 && open.is_empty() {
         return;
     }
-    let mut load: BTreeMap<HostId, usize> = BTreeMap::new();
+    let mut load: BTreeMap<&HostId, usize> = BTreeMap::new();
     for member in &view.members {
-        *load.entry(member.view.host.clone()).or_default() += 1;
+        *load.entry(&member.view.host).or_default() += 1;
     }
     let mut picker = HostPicker::new(hosts_interleaved(fleet, view.spec), &load);
-    let mut places: Vec<(HostId, String)> = Vec::new();
+    let mut places: Vec<(&HostId, String)> = Vec::new();
     for vacancy in open {
         let label = head_label(view, roster, vacancy.head);
         if let Some(host) = &vacancy.on {
             picker.add(host);
-            places.push((host.clone(), format!("{label} shall be able to move to {host}")));
+            places.push((host, format!("{label} shall be able to move to {host}")));
         } else if let Some(host) = picker.pick(&vacancy.avoid) {
             places.push((host, format!("{label} needs a replica")));
         } else {
@@ -84,8 +84,10 @@ pub(super) fn create(
             );
             continue;
         }
-        match ports.take(&host, view.spec.ports, number) {
-            Ok(ports) => draft.step(Action::CreateNode { node, host, ports }, why),
+        match ports.take(host, view.spec.ports, number) {
+            Ok(ports) => {
+                draft.step(Action::CreateNode { node, host: host.clone(), ports }, why);
+            }
             Err(Some(port)) => draft.block(
                 format!("{node} on {host}"),
                 format!("port {port} is taken"),

@@ -3,7 +3,7 @@
 //! has been replaced. The boot gate (I6) is here: a node whose data is gone stays down while any
 //! peer of its shard holds data, until another node is that shard's primary everywhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::NodeId;
 
@@ -32,9 +32,34 @@ pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
             absent_primary(view, shard, draft);
         }
     }
+    let rest = Rest::new(view);
     for (index, member) in view.members.iter().enumerate() {
         if !heads.contains(&index) {
-            follower(view, member, draft);
+            follower(view, &rest, member, draft);
+        }
+    }
+}
+
+/// What decides about every stopped follower.
+struct Rest<'a> {
+    /// The first answering replica with data of each id that is still taken for a primary.
+    followers: BTreeMap<NodeId, &'a NodeName>,
+    nobody_up: bool,
+    any_data: bool,
+}
+
+impl<'a> Rest<'a> {
+    fn new(view: &View<'a>) -> Self {
+        let mut followers = BTreeMap::new();
+        for member in &view.members {
+            if let Some(Up { keys: 1.., role: Role::Replica { of, .. }, .. }) = member.up {
+                followers.entry(*of).or_insert(member.name);
+            }
+        }
+        Self {
+            followers,
+            nobody_up: view.members.iter().all(|member| member.up.is_none()),
+            any_data: view.members.iter().any(|member| member.view.disk.data_bytes > 0),
         }
     }
 }
@@ -235,10 +260,10 @@ fn does_not_start(member: &Member<'_>, draft: &mut Draft) {
     );
 }
 
-fn follower(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
+fn follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
     let name = member.name;
     match (member.view.process, &member.view.server) {
-        (Process::Gone, _) => stopped_follower(view, member, draft),
+        (Process::Gone, _) => stopped_follower(rest, member, draft),
         (_, Server::Denied { error }) => denied(member, error, draft),
         (Process::Running | Process::Suspended, Server::Silent { for_ms })
             if *for_ms > HANG_MS_MIN.max(2 * view.spec.node_timeout_ms) =>
@@ -264,34 +289,20 @@ fn shard_is_served(view: &View<'_>, member: &Member<'_>) -> bool {
         .is_none_or(|shard| view.primary_up(shard).is_some())
 }
 
-fn stopped_follower(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
+fn stopped_follower(rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
     let name = member.name;
     if member.view.failed_starts >= FAILED_STARTS_MAX {
         does_not_start(member, draft);
         return;
     }
-    if let Some(follower) = member.id.and_then(|id| still_followed(view, id)) {
+    if let Some(follower) = member.id.and_then(|id| rest.followers.get(&id)) {
         draft.wait(format!("{name} stays down until {follower} has left it"));
         return;
     }
     // Nobody is up to say who was what: the nodes with data come first.
-    let nobody_up = view.members.iter().all(|other| other.up.is_none());
-    let others_hold = view.members.iter().any(|other| other.view.disk.data_bytes > 0);
-    if nobody_up && member.view.disk.data_bytes == 0 && others_hold {
+    if rest.nobody_up && member.view.disk.data_bytes == 0 && rest.any_data {
         draft.wait(format!("{name} stays down until the nodes with data are up"));
         return;
     }
     draft.step(Action::StartNode { node: name.clone() }, "its process is gone");
-}
-
-/// An answering replica with data that still takes this id for its primary.
-fn still_followed<'a>(view: &View<'a>, id: NodeId) -> Option<&'a NodeName> {
-    view.members
-        .iter()
-        .find(|other| {
-            other.up.is_some_and(|up| {
-                up.keys > 0 && matches!(up.role, Role::Replica { of, .. } if of == id)
-            })
-        })
-        .map(|other| other.name)
 }

@@ -8,7 +8,7 @@ use super::{Shard, View, restart};
 use crate::{
     model::{Fleet, HostId, Spread, quorum_safe_max},
     observed::Role,
-    placement::{HostPicker, hosts_interleaved, spreading_handover},
+    placement::{hosts_interleaved, spreading_handover},
 };
 
 /// A primary that the wanted cluster has.
@@ -31,7 +31,7 @@ pub(super) struct Roster {
     pub(super) heads: Vec<Head>,
     /// Heads that don't exist yet.
     pub(super) heads_missing: usize,
-    /// Shards (indices) that give all their slots away.
+    /// Shards (indices, ascending) that give all their slots away.
     pub(super) draining: Vec<usize>,
     /// Nodes without slots that copy nobody who is wanted.
     pub(super) spares: Vec<usize>,
@@ -48,7 +48,7 @@ impl Roster {
     pub(super) fn new(fleet: &Fleet, view: &View<'_>) -> Self {
         let draining = draining(view);
         let kept: Vec<usize> =
-            (0..view.shards.len()).filter(|shard| !draining.contains(shard)).collect();
+            (0..view.shards.len()).filter(|shard| draining.binary_search(shard).is_err()).collect();
         let followers = followers(view);
         let mut roster = Self { heads: Vec::new(), heads_missing: 0, draining, spares: Vec::new() };
         let mut busy: BTreeSet<usize> =
@@ -128,12 +128,12 @@ impl Roster {
             .into_iter()
             .filter(|host| counts.get(host).copied().unwrap_or(0) + 2 <= *count)
             .min_by_key(|host| counts.get(host).copied().unwrap_or(0))?;
-        let stands_on = |index: &usize| view.members[*index].view.host == target;
+        let stands_on = |index: &usize| view.members[*index].view.host == *target;
         let head = self.heads.iter().position(|head| {
             head.primary.is_some_and(|index| view.members[index].view.host == **crowded)
                 && !head.replicas.iter().any(stands_on)
         })?;
-        Some((head, target))
+        Some((head, target.clone()))
     }
 
     fn primary_hosts(&self, view: &View<'_>) -> Option<Vec<HostId>> {
@@ -333,10 +333,10 @@ fn new_heads(
         !busy.contains(index) && view.is_blank(member) && view.allows(&member.view.host)
     };
     let mut chosen: Vec<usize> = followers.keys().copied().filter(usable).take(count).collect();
-    let mut load: BTreeMap<HostId, usize> = BTreeMap::new();
+    let mut load: BTreeMap<&HostId, usize> = BTreeMap::new();
     let primaries = view.shards.iter().filter_map(|shard| shard.primary);
     for index in primaries.chain(chosen.iter().copied()) {
-        *load.entry(view.members[index].view.host.clone()).or_default() += 1;
+        *load.entry(&view.members[index].view.host).or_default() += 1;
     }
     let mut waiting: BTreeMap<&HostId, Vec<usize>> = BTreeMap::new();
     let early: BTreeSet<usize> = chosen.iter().copied().collect();
@@ -351,13 +351,15 @@ fn new_heads(
             waiting.entry(&view.members[index].view.host).or_default().push(index);
         }
     }
-    let mut picker = HostPicker::new(hosts_interleaved(fleet, view.spec), &load);
-    let mut exhausted: Vec<HostId> = Vec::new();
+    let hosts = hosts_interleaved(fleet, view.spec);
+    let ranked = hosts.iter().zip(0_usize..).filter(|(host, _)| waiting.contains_key(*host));
+    let mut queue: BTreeSet<(usize, usize)> =
+        ranked.map(|(host, rank)| (load.get(host).copied().unwrap_or(0), rank)).collect();
     while chosen.len() < count {
-        let Some(host) = picker.pick(&exhausted) else { break };
-        match waiting.get_mut(&host).and_then(Vec::pop) {
-            Some(index) => chosen.push(index),
-            None => exhausted.push(host),
+        let Some((load, rank)) = queue.pop_first() else { break };
+        if let Some(index) = waiting.get_mut(hosts[rank]).and_then(Vec::pop) {
+            chosen.push(index);
+            queue.insert((load + 1, rank));
         }
     }
     chosen.sort_unstable();

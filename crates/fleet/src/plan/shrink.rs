@@ -16,7 +16,7 @@ use crate::{
 /// runtime sees no server with that id. One whose address another id has now is never called failed.
 pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
     for (id, row) in &view.merged {
-        let is_head = view.shards.iter().any(|shard| shard.primary_id == *id);
+        let is_head = row.replica_of.is_none() && !row.slots.is_empty();
         if view.member(*id).is_some() || is_head || followed(view, *id) {
             continue;
         }

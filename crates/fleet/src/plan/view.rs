@@ -61,6 +61,8 @@ pub struct View<'a> {
     pub agree: bool,
     member_by_id: BTreeMap<NodeId, usize>,
     allowed: BTreeSet<&'a HostId>,
+    /// The distinct tables of the slot-owning primaries that answer, and how many have each.
+    voters: Vec<(&'a Table, usize)>,
 }
 
 impl<'a> View<'a> {
@@ -101,8 +103,10 @@ impl<'a> View<'a> {
             agree,
             member_by_id,
             allowed: spec.hosts.iter().collect(),
+            voters: Vec::new(),
         };
         view.find_shards();
+        view.find_voters();
         view
     }
 
@@ -135,6 +139,14 @@ impl<'a> View<'a> {
         self.shards.sort_by_key(|shard| {
             (shard.primary.map_or(u32::MAX, |index| members[index].name.number), shard.primary_id)
         });
+    }
+
+    fn find_voters(&mut self) {
+        let mut voters: BTreeMap<*const Table, (&'a Table, usize)> = BTreeMap::new();
+        for up in self.shards.iter().filter_map(|shard| self.primary_up(shard)) {
+            voters.entry(Arc::as_ptr(&up.table)).or_insert((&up.table, 0)).1 += 1;
+        }
+        self.voters = voters.into_values().collect();
     }
 
     /// The primary whose replica this is: by its own word where it answers, else by the tables.
@@ -197,7 +209,7 @@ impl<'a> View<'a> {
 
     /// Slot-owning primaries that answer are a majority: elections and epochs work.
     pub fn has_quorum(&self) -> bool {
-        let alive = self.shards.iter().filter(|shard| self.primary_up(shard).is_some()).count();
+        let alive: usize = self.voters.iter().map(|(_, count)| count).sum();
         alive * 2 > self.shards.len()
     }
 
@@ -209,10 +221,11 @@ impl<'a> View<'a> {
     /// A majority of the slot-owning primaries has heard that the member is a replica of this primary,
     /// without which they would not vote for it.
     pub fn is_known_as_replica(&self, replica: NodeId, primary: NodeId) -> bool {
-        let knows = self.shards.iter().filter_map(|shard| self.primary_up(shard)).filter(|up| {
-            up.table.rows.get(&replica).is_some_and(|row| row.replica_of == Some(primary))
-        });
-        knows.count() * 2 > self.shards.len()
+        let knows = |table: &Table| {
+            table.rows.get(&replica).is_some_and(|row| row.replica_of == Some(primary))
+        };
+        let knowing = self.voters.iter().filter(|(table, _)| knows(table));
+        knowing.map(|(_, count)| count).sum::<usize>() * 2 > self.shards.len()
     }
 
     /// Why this isn't a moment for disruptive steps (I3); empty: it is calm.
