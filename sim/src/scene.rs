@@ -60,13 +60,14 @@ impl Scene {
         scene
     }
 
-    /// One more healthy cluster on the same hosts. Its node n has the id and the port of node
-    /// `before` + n.
+    /// One more healthy cluster on the same hosts, going on where `before` nodes end. Its node n has
+    /// the id and the port of node `before` + n.
     pub fn add_healthy(&mut self, cluster: &ClusterName, before: u32, shards: u32, replicas: u32) {
         let hosts = self.observed.hosts.len() as u32;
+        let first = before / (1 + replicas);
         let nodes = (0..=replicas)
             .flat_map(|round| (0..shards).map(move |shard| (round, shard)))
-            .map(|(round, shard)| (round, shard, (shard + round) % hosts + 1))
+            .map(|(round, shard)| (round, shard, (first + shard + round) % hosts + 1))
             .zip(1..);
         let mut table = Table::default();
         for ((round, shard, host), number) in nodes.clone() {

@@ -1,9 +1,13 @@
 //! `cargo xtask bench plan`: how long the planner thinks about fleets of 100 to 10,000 nodes.
 //!
-//! Half of the nodes are primaries, each with one replica; ten stand on each host, hosts in three zones.
-//! The cases are what a fleet goes through; each is planned as one large cluster and as clusters of
-//! 100 nodes. A time is the least of several runs. n·log n from 100 to 10,000 nodes is a factor
-//! of 200; memory caches that the large fleets don't fit into are allowed to double it.
+//! Half of the nodes are primaries, each with one replica; ten stand on each host, hosts in three
+//! zones. The cases are what a fleet goes through; each is planned as one cluster and as clusters of
+//! 100 nodes that may all use every host. A time is the least of many runs.
+//!
+//! The time limit is for every case. Growth is judged where the same is done at every size, which is one
+//! cluster: of many, most are well when one host dies, and each may use more hosts in a larger fleet.
+//! n·log n from 100 to 10,000 nodes is a factor of 200; it may be double, because a small fleet
+//! fits into the processor's caches and a large one doesn't.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use fleet::{
     model::{Cluster, ClusterName, Fleet, Host, HostId, NodeName, Zone},
-    observed::{NodeView, Server},
+    observed::{NodeView, Server, Up},
     plan::plan,
     spec::{self, Machine},
     world::preview,
@@ -28,9 +32,9 @@ use super::{Goal, Outcome};
 
 const SIZES: [u32; 3] = [100, 1_000, 10_000];
 const CLUSTER_NODES: u32 = 100;
-const RUNS: u32 = 7;
+const RUNS: u32 = 200;
 /// Slow cases are not run more often than fits into this.
-const CASE_TIME_MAX: Duration = Duration::from_secs(4);
+const CASE_TIME_MAX: Duration = Duration::from_secs(2);
 const PLAN_MS_MAX: f64 = 1_000.0;
 /// 10,000 · log 10,000 over 100 · log 100, twice.
 const GROWTH_MAX: f64 = 200.0 * 2.0;
@@ -54,11 +58,20 @@ enum Case {
     ScaleOut,
     Rebalance,
     HostDead,
+    ZoneDead,
+    Stopped,
 }
 
 impl Case {
-    const ALL: [Self; 5] =
-        [Self::Healthy, Self::Create, Self::ScaleOut, Self::Rebalance, Self::HostDead];
+    const ALL: [Self; 7] = [
+        Self::Healthy,
+        Self::Create,
+        Self::ScaleOut,
+        Self::Rebalance,
+        Self::HostDead,
+        Self::ZoneDead,
+        Self::Stopped,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -67,6 +80,8 @@ impl Case {
             Self::ScaleOut => "a tenth more: nodes",
             Self::Rebalance => "a tenth more: slots",
             Self::HostDead => "a host's primaries dead",
+            Self::ZoneDead => "a zone's primaries dead",
+            Self::Stopped => "all stopped",
         }
     }
 }
@@ -101,7 +116,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 times[0], times[1], times[2]
             );
             slowest = slowest.max(times[2]);
-            growth_most = growth_most.max(growth);
+            if clusters_of.is_none() {
+                growth_most = growth_most.max(growth);
+            }
         }
     }
     outcome.goals.push(Goal::at_most(
@@ -109,7 +126,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
         PLAN_MS_MAX,
         slowest,
     ));
-    outcome.goals.push(Goal::at_most("100 to 10,000 nodes, times longer", GROWTH_MAX, growth_most));
+    outcome.goals.push(Goal::at_most(
+        "one cluster, 100 to 10,000 nodes, times longer",
+        GROWTH_MAX,
+        growth_most,
+    ));
     if !options.no_preview {
         previews(&mut outcome)?;
     }
@@ -201,13 +222,19 @@ fn situation(case: Case, nodes: u32, cluster_nodes: u32) -> Result<(Fleet, Scene
             }
         });
     }
-    if case == Case::HostDead {
-        let first = scene.observed.hosts.keys().next().context("a host")?.clone();
-        let is_there =
-            |view: &NodeView| view.host == first && view.up().is_some_and(|up| up.is_primary());
-        let there = scene.observed.nodes.iter().filter(|(_, view)| is_there(view));
-        let names: Vec<NodeName> = there.map(|(name, _)| name.clone()).collect();
-        scene = scene.all_dead(&names);
+    let zone = |view: &NodeView| fleet.hosts.get(&view.host).map(|host| host.zone.as_str());
+    let first = fleet.hosts.keys().next().context("a host")?;
+    let is_primary = |view: &NodeView| view.up().is_some_and(Up::is_primary);
+    let dies = |view: &NodeView| match case {
+        Case::HostDead => view.host == *first && is_primary(view),
+        Case::ZoneDead => zone(view) == Some("zone-0") && is_primary(view),
+        Case::Stopped => true,
+        _ => false,
+    };
+    let dead = scene.observed.nodes.iter().filter(|(_, view)| dies(view));
+    let dead: Vec<NodeName> = dead.map(|(name, _)| name.clone()).collect();
+    if !dead.is_empty() {
+        scene = scene.all_dead(&dead);
     }
     Ok((fleet, scene))
 }
