@@ -194,7 +194,7 @@ mod tests {
         let hosts: Vec<HostId> = ["a", "b", "c"].map(HostId::new).to_vec();
         let load = BTreeMap::from([(&hosts[0], 1)]);
         let mut picker = HostPicker::new(hosts.iter().collect(), &load);
-        let mut next = |avoid: &[HostId]| picker.pick(avoid).map(|host| host.to_string());
+        let mut next = |avoid: &[HostId]| picker.pick(avoid).map(ToString::to_string);
         assert_eq!(next(&[]).as_deref(), Some("b"));
         assert_eq!(next(&hosts[2..]).as_deref(), Some("a"));
         assert_eq!(next(&[]).as_deref(), Some("c"));

@@ -229,7 +229,7 @@ async fn plain_failovers(count: usize) -> Result<Vec<f64>> {
         let view = cluster.view(0).await?;
         let slots = view.my_row().map(|row| row.slots.clone()).unwrap_or_default();
         let ends = [0, 3].map(|index: usize| cluster.nodes[index].addr.address);
-        let probe = Probe::start(&ends, key_in(&slots)?);
+        let probe = Probe::start(&ends, &key_in(&slots)?);
         probe.wait_accepted().await?;
         probe.reset();
         cluster.kill(0)?;
@@ -312,7 +312,7 @@ impl Shards {
             let replica = followers.first().context("no replica")?;
             let ends = [primary, *replica].map(|node| fleet.address(node));
             let ends = ends.into_iter().collect::<Option<Vec<_>>>().context("no address")?;
-            let probe = Probe::start(&ends, key_in(&up.slots())?);
+            let probe = Probe::start(&ends, &key_in(&up.slots())?);
             probe.wait_accepted().await?;
             shards.push(Shard { primary: primary.clone(), replica: (*replica).clone(), probe });
         }
@@ -340,11 +340,11 @@ struct Seen {
 }
 
 impl Probe {
-    fn start(nodes: &[SocketAddr], key: String) -> Self {
+    fn start(nodes: &[SocketAddr], key: &str) -> Self {
         let seen = Seen { last: Instant::now(), longest: Duration::ZERO, accepted: 0 };
         let seen = Arc::new(Mutex::new(seen));
         let writers = nodes.iter().map(|node| {
-            let (node, key, seen) = (*node, key.clone(), Arc::clone(&seen));
+            let (node, key, seen) = (*node, key.to_owned(), Arc::clone(&seen));
             tokio::spawn(async move {
                 loop {
                     if let Ok(link) = Connection::open(node, None, PROBE_ANSWER_MAX).await {

@@ -41,7 +41,8 @@ pub struct Outcome {
 /// A figure that is to be reached.
 #[derive(Serialize)]
 pub struct Goal {
-    pub goal: String,
+    #[serde(rename = "goal")]
+    pub name: String,
     /// `≥ 4` or `≤ 2`.
     pub wanted: String,
     pub reached: f64,
@@ -51,12 +52,12 @@ pub struct Goal {
 impl Goal {
     pub fn at_least(goal: impl Into<String>, wanted: f64, reached: f64) -> Self {
         let holds = reached >= wanted;
-        Self { goal: goal.into(), wanted: format!("≥ {wanted}"), reached, holds }
+        Self { name: goal.into(), wanted: format!("≥ {wanted}"), reached, holds }
     }
 
     pub fn at_most(goal: impl Into<String>, wanted: f64, reached: f64) -> Self {
         let holds = reached <= wanted;
-        Self { goal: goal.into(), wanted: format!("≤ {wanted}"), reached, holds }
+        Self { name: goal.into(), wanted: format!("≤ {wanted}"), reached, holds }
     }
 }
 
@@ -87,7 +88,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
     println!();
     for goal in &outcome.goals {
         let verdict = if goal.holds { "holds" } else { "MISSED" };
-        println!("{:<58} {:>8} {:>8.2}  {verdict}", goal.goal, goal.wanted, goal.reached);
+        println!("{:<58} {:>8} {:>8.2}  {verdict}", goal.name, goal.wanted, goal.reached);
     }
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(if outcome.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })

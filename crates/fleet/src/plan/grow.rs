@@ -76,7 +76,7 @@ pub(super) fn create(
     for (host, why) in places {
         let Some(number) = numbers.next() else { break };
         let node = NodeName::new(view.spec.name.clone(), number);
-        if view.observed.hosts.get(&host).is_some_and(|host| !host.reachable) {
+        if view.observed.hosts.get(host).is_some_and(|host| !host.reachable) {
             draft.block(
                 format!("{node} on {host}"),
                 format!("{host} can't be asked"),
