@@ -203,7 +203,7 @@ impl Ledger {
         Ok(Self { writers: writers.collect(), shared })
     }
 
-    /// Writes acknowledged lately make a run worth judging: waits for the first `count`.
+    /// Waits until another write is acknowledged.
     pub async fn wait_for_writes(&self, time_max: Duration) -> Result<()> {
         let before = self.shared.last_ok_us.load(Ordering::Relaxed);
         let waiting = async {

@@ -372,3 +372,40 @@ fn burst_length(batches: &[Batch<'_>], weight_max: u64) -> usize {
     };
     batches.iter().take(BURST_BATCHES_MAX).take_while(fits).count().max(1).min(batches.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(slot: u16, keys: usize) -> Listing {
+        Listing { slot: Slot::new(slot).unwrap(), keys: vec![b"k".to_vec(); keys] }
+    }
+
+    #[test]
+    fn batches_by_weight() {
+        let check = |sizes: &[Option<u64>], weight_max: u64, expected: &[(usize, u64)]| {
+            let lists = [listing(1, sizes.len())];
+            let batches = cut(&lists, sizes, weight_max, &BTreeSet::new());
+            let found: Vec<(usize, u64)> =
+                batches.iter().map(|batch| (batch.keys.len(), batch.bytes)).collect();
+            assert_eq!(found, expected);
+            assert_eq!(batches.iter().filter(|batch| batch.last).count(), 1);
+        };
+        check(&[Some(200), None, None], 10_000, &[(3, 600)]);
+        check(&[Some(200), None, None], 2_000, &[(2, 400), (1, 200)]);
+        check(&[Some(200), Some(9_000), Some(200)], 5_000, &[(2, 9_200), (1, 200)]);
+        check(&[Some(200), None], 1, &[(1, 200), (1, 200)]);
+    }
+
+    #[test]
+    fn slots_in_trouble_go_key_by_key() {
+        let lists = [listing(1, 3), listing(2, 2)];
+        let singly = [Slot::new(2).unwrap()].into();
+        let batches = cut(&lists, &[Some(100); 5], 100_000, &singly);
+        let keys: Vec<usize> = batches.iter().map(|batch| batch.keys.len()).collect();
+        assert_eq!(keys, [3, 1, 1]);
+        assert_eq!(burst_length(&batches, 1), 1);
+        assert_eq!(burst_length(&batches, 2 * (3 * 900)), 3);
+        assert_eq!(burst_length(&[], 1), 0);
+    }
+}

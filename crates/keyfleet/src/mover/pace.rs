@@ -31,17 +31,17 @@ const FULL_CHUNK_SLOTS: usize = 256;
 const GENTLE_CHUNK_KEYS: usize = 512;
 const GENTLE_CHUNK_SLOTS: usize = 8;
 /// One burst's weight at a gentle pace: what the set time makes of it is kept within these.
-const GENTLE_BURST_MIN: u64 = 16 << 10;
+const GENTLE_BURST_MIN: u64 = 24 << 10;
 const GENTLE_BURST_MAX: u64 = 2 << 20;
 /// The set time of one burst.
-const BURST_TIME_START: Duration = Duration::from_micros(200);
-const BURST_TIME_MIN: Duration = Duration::from_micros(150);
+const BURST_TIME_START: Duration = Duration::from_micros(250);
+const BURST_TIME_MIN: Duration = Duration::from_micros(200);
 const BURST_TIME_MAX: Duration = Duration::from_millis(2);
 const BURST_TIME_STEP: Duration = Duration::from_micros(20);
 /// Nanoseconds that a unit of weight takes, until it is known.
 const PACE_NS_START: f64 = 5.0;
 /// A pause, as a share of the burst before it.
-const PAUSE_SHARE: f64 = 0.5;
+const PAUSE_SHARE: f64 = 0.25;
 /// Shorter pauses are saved up: timers tick in milliseconds.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 
@@ -72,7 +72,7 @@ struct Gentle {
 struct State {
     /// The set time of one burst.
     time: Duration,
-    /// What any burst takes: the shortest time seen.
+    /// What any burst takes: the way to the source and on to the target.
     fixed: Duration,
     /// Nanoseconds beside it that a unit of weight takes, by the last bursts.
     pace_ns: f64,
@@ -103,9 +103,11 @@ impl Pacer {
             probes.push(tokio::spawn(probe(link, Arc::clone(&waits_us))));
         }
         sleep(BASELINE_TIME).await;
+        let fastest = waits_us.lock().ok().and_then(|waits| waits.iter().min().copied());
+        let fixed = Duration::from_micros(u64::from(fastest.unwrap_or_default()) * 2);
         let before = take_slow(&waits_us, 1).unwrap_or_default();
         let limit_us = (before * 2).max(before + SLOWER_US_MAX);
-        let state = Mutex::new(State::default());
+        let state = Mutex::new(State::new(fixed));
         Ok(Self { gentle: Some(Gentle { probes, waits_us, limit_us, state }) })
     }
 
@@ -148,26 +150,23 @@ impl Gentle {
     }
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    fn new(fixed: Duration) -> Self {
         Self {
             time: BURST_TIME_START,
-            fixed: Duration::MAX,
+            fixed,
             pace_ns: PACE_NS_START,
             pausing: false,
             owed: Duration::ZERO,
         }
     }
-}
 
-impl State {
     fn burst_weight(&self) -> u64 {
         let weight = self.time.as_nanos() as f64 / self.pace_ns;
         (weight as u64).clamp(GENTLE_BURST_MIN, GENTLE_BURST_MAX)
     }
 
     fn learn(&mut self, weight: u64, took: Duration) {
-        self.fixed = self.fixed.min(took);
         let pace_ns = took.saturating_sub(self.fixed).as_nanos() as f64 / weight.max(1) as f64;
         // One burst that was held up by something else shall not count for much.
         let pace_ns = pace_ns.clamp(self.pace_ns / 4.0, self.pace_ns * 4.0);
@@ -207,5 +206,55 @@ async fn probe(mut link: Connection, waits_us: Arc<Mutex<Vec<u32>>>) {
         if let Ok(mut waits) = waits_us.lock() {
             waits.push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bursts_come_to_take_the_set_time() {
+        for ns_for_weight in [1, 10, 40] {
+            let mut state = State::new(Duration::from_micros(50));
+            for _ in 0..200 {
+                let weight = state.burst_weight();
+                let took = 50_000 + weight * ns_for_weight;
+                state.learn(weight, Duration::from_nanos(took));
+            }
+            let takes = Duration::from_nanos(state.burst_weight() * ns_for_weight);
+            let lightest = Duration::from_nanos(GENTLE_BURST_MIN * ns_for_weight);
+            let expected = BURST_TIME_START.max(lightest);
+            let share = takes.as_secs_f64() / expected.as_secs_f64();
+            assert!((0.7..1.5).contains(&share), "{takes:?}, not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn one_held_up_burst_counts_for_little() {
+        let mut state = State::new(Duration::ZERO);
+        let before = state.burst_weight();
+        state.learn(GENTLE_BURST_MIN, Duration::from_secs(1));
+        assert!(state.burst_weight() > before / 2);
+    }
+
+    #[test]
+    fn slow_answers_halve_the_time_then_pause() {
+        let mut state = State { time: BURST_TIME_MIN * 4, ..State::new(Duration::ZERO) };
+        state.judge(false);
+        assert_eq!((state.time, state.pausing), (BURST_TIME_MIN * 2, false));
+        state.judge(false);
+        state.judge(false);
+        assert_eq!((state.time, state.pausing), (BURST_TIME_MIN, true));
+        state.judge(true);
+        assert_eq!((state.time, state.pausing), (BURST_TIME_MIN + BURST_TIME_STEP, false));
+    }
+
+    #[test]
+    fn the_slow_tenth() {
+        let waits = Mutex::new((1..=100).rev().collect());
+        assert_eq!(take_slow(&waits, 101), None);
+        assert_eq!(take_slow(&waits, 100), Some(91));
+        assert_eq!(take_slow(&waits, 1), None);
     }
 }
