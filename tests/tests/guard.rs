@@ -154,6 +154,7 @@ async fn an_empty_primary_wipes_its_replica_without_keyfleet() {
     }
     println!("plain cluster: {left} of {KEYS} keys left, every copy of the others is gone");
     assert_eq!(usize::try_from(left + at_first.unwrap_or(0)).ok(), Some(KEYS));
+    assert_eq!(usize::try_from(left + at_first.unwrap_or(0)), Ok(KEYS));
 }
 
 /// kill -9, and a restart as soon as the process is gone.
