@@ -56,7 +56,7 @@ async fn a_killed_replica_is_back() {
             fleet.wait_for(what, TIME_MAX, |seen| is_synced_replica(seen, &replica)).await;
         })
         .await;
-    assert!(is_primary(&fleet.expect_settled(3, 1).await, &primary));
+    assert!(is_primary(&fleet.wait_settled(3, 1).await, &primary));
 }
 
 /// Fenced failover: nobody waits for the engines' own detection, which takes the node-timeout.
@@ -109,7 +109,7 @@ async fn a_killed_durable_primary_is_restarted_with_its_data() {
             && seen.nodes.keys().filter(|name| is_synced_replica(seen, name)).count() == 3
     };
     fleet.wait_for("replicas in sync", TIME_MAX, synced).await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 /// A node's server as a supervisor that knows nothing of clusters starts it again: in the same
@@ -304,7 +304,7 @@ async fn primaries_return_to_their_spread() {
             fleet.wait_for("one primary on each host", TIME_MAX, spread).await;
         })
         .await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 fn id(observed: &Observed, node: &NodeName) -> String {
@@ -403,7 +403,7 @@ async fn what_was_changed_by_hand_is_set_back() {
         }
     }
     assert_eq!(fleet.pid(&node(2)), pid, "no restart for that");
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -428,7 +428,7 @@ async fn a_second_guard_takes_over() {
     fleet.up().await;
     fleet.kill9(&replica).await;
     fleet.wait_for("the replica is back again", TIME_MAX, back).await;
-    fleet.expect_settled(3, 1).await;
+    fleet.wait_settled(3, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,7 +459,7 @@ async fn what_was_stopped_rests() {
     assert!(!ended.stderr.contains("start main"), "{}", ended.stderr);
     assert_eq!((1..=6).find_map(|number| fleet.pid(&node(number))), None);
     fleet.up().await;
-    let observed = fleet.expect_settled(3, 1).await;
+    let observed = fleet.wait_settled(3, 1).await;
     let roles = observed.nodes.values().filter_map(NodeView::up).map(|up| up.role);
     assert_eq!(roles.filter(|role| *role == Role::Primary).count(), 3);
 }
