@@ -153,7 +153,6 @@ async fn an_empty_primary_wipes_its_replica_without_keyfleet() {
         left += replica_keys(index).await.unwrap_or(0);
     }
     println!("plain cluster: {left} of {KEYS} keys left, every copy of the others is gone");
-    assert_eq!(usize::try_from(left + at_first.unwrap_or(0)).ok(), Some(KEYS));
     assert_eq!(usize::try_from(left + at_first.unwrap_or(0)), Ok(KEYS));
 }
 

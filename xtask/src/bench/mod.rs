@@ -52,13 +52,11 @@ pub struct Goal {
 impl Goal {
     pub fn at_least(name: impl Into<String>, wanted: f64, reached: f64) -> Self {
         let holds = reached >= wanted;
-        Self { name: goal.into(), wanted: format!("≥ {wanted}"), reached, holds }
         Self { name: name.into(), wanted: format!("≥ {wanted}"), reached, holds }
     }
 
     pub fn at_most(name: impl Into<String>, wanted: f64, reached: f64) -> Self {
         let holds = reached <= wanted;
-        Self { name: goal.into(), wanted: format!("≤ {wanted}"), reached, holds }
         Self { name: name.into(), wanted: format!("≤ {wanted}"), reached, holds }
     }
 }
