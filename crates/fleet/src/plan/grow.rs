@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{Fleet, HostId, NodeName},
-    observed::{Health, Server, Up},
+    observed::{Health, Server},
     placement::{HostPicker, PortsInUse, hosts_interleaved},
     step::Action,
 };
@@ -27,8 +27,8 @@ pub(super) fn create(
     let whole_shards = roster.heads_missing * (1 + view.spec.replicas as usize);
     // Spares first fill what they fit; those left over serve the shards to come.
     let filled = Roster::fill(view, &roster.spares, &vacancies);
-    let usable = |index: &&usize| view.allows(&view.members[**index].view.host);
-    let left = roster.spares.iter().filter(usable).count() - filled.len();
+    let usable = roster.spares.iter().filter(|index| Roster::is_usable(view, **index)).count();
+    let left = usable - filled.len();
     let taken: BTreeSet<usize> = filled.iter().map(|(_, vacancy)| *vacancy).collect();
     let open: Vec<&Vacancy> = vacancies
         .iter()
@@ -153,15 +153,8 @@ fn assign(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     if view.unowned.is_empty() || roster.heads_missing > 0 {
         return;
     }
-    let knows_an_owner = |up: &Up| {
-        up.table.rows.values().any(|row| !row.slots.intersection(&view.unowned).is_empty())
-    };
-    if view.members.iter().any(|member| !member.joined && member.up.is_some_and(knows_an_owner)) {
-        // A part of the cluster that was given slots is not introduced yet.
-        return;
-    }
-    if let Some(member) = view.members.iter().find(|member| member.up.is_none() && !member.joined) {
-        draft.wait(format!("slots to be given: {} may have some already", member.name));
+    if let Some(name) = view.may_own_unseen() {
+        draft.wait(format!("slots to be given: {name} may have some already"));
         return;
     }
     let fresh: Vec<&NodeName> = roster

@@ -208,6 +208,7 @@ fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Dra
 fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a Up> {
     let age_max_ms = 10_000 + 10 * view.spec.node_timeout_ms;
     let holds = shard.primary.is_some_and(|at| view.members[at].view.disk.data_bytes > 0)
+        || peers_hold(view, shard)
         || peers_hold_on_disk(view, shard);
     shard
         .replicas
@@ -215,14 +216,13 @@ fn best_replica<'a>(view: &View<'a>, shard: &Shard, fresh: bool) -> Option<&'a U
         .filter_map(|index| {
             let member = &view.members[*index];
             let up = member.up?;
-            let usable = match up.role {
+            let young = match up.role {
                 Role::Replica { link: Link::InSync, .. } => true,
-                // One that never had its first copy is empty: never in place of who holds data.
-                Role::Replica { link: Link::Down { for_ms }, .. } => {
-                    (up.keys > 0 || (fresh && !holds)) && (!fresh || for_ms <= age_max_ms)
-                }
+                Role::Replica { link: Link::Down { for_ms }, .. } => !fresh || for_ms <= age_max_ms,
                 _ => false,
             };
+            // An empty one never takes the place of who holds data.
+            let usable = young && (up.keys > 0 || (fresh && !holds));
             usable.then_some((up, member.name))
         })
         .max_by_key(|(up, name)| (up.offset, std::cmp::Reverse(*name)))

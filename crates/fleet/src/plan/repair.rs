@@ -30,6 +30,7 @@ pub(super) fn half_moved(view: &View<'_>, draft: &mut Draft) {
     if !view.unowned.is_empty()
         && !view.shards.is_empty()
         && absent.is_none()
+        && view.may_own_unseen().is_none()
         && let Some(owner) = orphans_home(view)
     {
         repairs.insert((owner, RepairCase::Orphan), view.unowned.clone());

@@ -182,7 +182,14 @@ impl Roster {
         vacancies.into_iter().map(|(_, vacancy)| vacancy).collect()
     }
 
-    /// Give spares on allowed hosts to vacancies: (spare, vacancy) by the numbers of `spares` and `vacancies`. The host
+    /// May a spare become somebody's replica? Not one that copied another primary: its link was up
+    /// a moment ago, so its peers would elect it before it has a copy of what it is to follow now.
+    pub(super) fn is_usable(view: &View<'_>, index: usize) -> bool {
+        let member = &view.members[index];
+        view.allows(&member.view.host) && view.replica_of(member).is_none()
+    }
+
+    /// Give usable spares to vacancies: (spare, vacancy) by the numbers of `spares` and `vacancies`. The host
     /// with the most spares left gives first, so that none is left with only its own shards.
     pub(super) fn fill(
         view: &View<'_>,
@@ -190,8 +197,7 @@ impl Roster {
         vacancies: &[Vacancy],
     ) -> Vec<(usize, usize)> {
         let mut by_host: BTreeMap<&HostId, Vec<usize>> = BTreeMap::new();
-        let usable = |index: &&usize| view.allows(&view.members[**index].view.host);
-        for index in spares.iter().rev().filter(usable) {
+        for index in spares.iter().rev().filter(|index| Self::is_usable(view, **index)) {
             by_host.entry(&view.members[*index].view.host).or_default().push(*index);
         }
         let mut order: BTreeSet<(std::cmp::Reverse<usize>, &HostId)> = by_host

@@ -274,6 +274,17 @@ impl<'a> View<'a> {
         reasons
     }
 
+    /// A node beside the main body that may own slots that the main body holds for unowned.
+    pub(super) fn may_own_unseen(&self) -> Option<&'a NodeName> {
+        let knows_an_owner = |up: &Up| {
+            up.table.rows.values().any(|row| !row.slots.intersection(&self.unowned).is_empty())
+        };
+        self.members
+            .iter()
+            .find(|member| !member.joined && member.up.is_none_or(knows_an_owner))
+            .map(|member| member.name)
+    }
+
     /// Our name for an id, else its first digits.
     pub fn label(&self, id: NodeId) -> String {
         self.member(id).map_or_else(|| id.short(), |member| member.name.to_string())
