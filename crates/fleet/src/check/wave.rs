@@ -582,14 +582,14 @@ impl Case<'_> {
     }
 }
 
-/// Both are connected, or both aren't.
+/// Was the left one in touch with the primary as lately as the right one?
 fn same_freshness(left: Role, right: Role) -> bool {
-    let state = |role| match role {
-        Role::Replica { link: Link::InSync, .. } => 2,
-        Role::Replica { link: Link::Down { .. }, .. } => 1,
-        _ => 0,
+    let away_ms = |role| match role {
+        Role::Replica { link: Link::InSync, .. } => 0,
+        Role::Replica { link: Link::Down { for_ms }, .. } => for_ms,
+        _ => u64::MAX,
     };
-    state(left) >= state(right)
+    away_ms(left) <= away_ms(right)
 }
 
 /// A whole number of bytes, as CONFIG GET gives it.

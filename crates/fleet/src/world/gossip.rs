@@ -233,7 +233,7 @@ impl Group {
             }
         }
         if direct.is_empty() && names.is_empty() && relayed.is_empty() {
-            return self.part_epochs(class, old, table);
+            return self.part_epochs(net, snapshot, class, old, table);
         }
         let now = table.get_or_insert_with(|| old.clone());
         for (id, row) in names {
@@ -253,16 +253,30 @@ impl Group {
         if now == old {
             *table = None;
         }
-        self.part_epochs(class, old, table);
+        self.part_epochs(net, snapshot, class, old, table);
     }
 
     /// Owners of one epoch part: all but the one with the greatest name take a new one.
-    fn part_epochs(&self, class: &Class, old: &Table, table: &mut Option<Table>) {
+    fn part_epochs(
+        &self,
+        net: &Net,
+        snapshot: &Snapshot,
+        class: &Class,
+        old: &Table,
+        table: &mut Option<Table>,
+    ) {
         let mut holders: BTreeMap<u64, NodeId> = BTreeMap::new();
         let mut losers: Vec<NodeId> = Vec::new();
         for (id, row) in &table.as_ref().unwrap_or(old).rows {
+            // Who lost a claim of the same epoch in this view still makes it in its own.
+            let claims = || {
+                let node = self.reached(net, snapshot, class, *id).map(|(node, _)| node);
+                node.and_then(Node::own_row).is_some_and(|own| {
+                    !own.slots.is_empty() && own.config_epoch == row.config_epoch
+                })
+            };
             if row.replica_of.is_none()
-                && !row.slots.is_empty()
+                && (!row.slots.is_empty() || claims())
                 && let Some(lesser) = holders.insert(row.config_epoch, *id)
             {
                 losers.push(lesser);
