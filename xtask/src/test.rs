@@ -17,9 +17,9 @@ pub fn run_all(filter: &[String]) -> Result<()> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
     if is_here("cargo-nextest") {
-        cargo.args(["nextest", "run", "--workspace"]);
+        cargo.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
     } else {
-        cargo.args(["test", "--workspace", "--"]);
+        cargo.args(["test", "--workspace", "--no-fail-fast", "--"]);
     }
     run(cargo.args(filter))
 }
