@@ -13,6 +13,7 @@ use keyfleet::{
     secrets::Secret,
 };
 use protocol::{ClusterNodes, Slot, SlotSet, engine::AtomicSlots};
+use rustix::process::{Pid, Signal, kill_process};
 use tests::{
     cluster::{RawCluster, Shape, call, text},
     engines::engine,
@@ -176,6 +177,28 @@ async fn a_full_target_stops_the_move_and_room_continues_it() {
     assert!(matches!(error.fault, Fault::Full { .. }), "{error}");
     assert!(!error.open.is_empty() && error.open.difference(&job.slots).is_empty(), "{error}");
     call(&mut target, &["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+    move_slots(&job, |_| ()).await.unwrap();
+    check_done(&cluster, &job).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_hangs_stops_the_move_and_its_return_continues_it() {
+    let cluster = cluster("redis", "7.0", 0, &[]).await;
+    cluster.fill(KEYS, VALUE_BYTES).await.unwrap();
+    let job = job(&cluster, 0, 1, third());
+    let target = Pid::from_raw(cluster.nodes[1].pid().cast_signed()).unwrap();
+    let mut hung = false;
+    let error = move_slots(&job, |progress| {
+        if progress.slots_done > 1_000 && !hung {
+            hung = true;
+            kill_process(target, Signal::STOP).unwrap();
+        }
+    });
+    let error = error.await.unwrap_err();
+    kill_process(target, Signal::CONT).unwrap();
+    let Fault::TimedOut { to, .. } = error.fault else { panic!("{error}") };
+    assert_eq!(to, job.to.address);
+    assert!(!error.open.is_empty());
     move_slots(&job, |_| ()).await.unwrap();
     check_done(&cluster, &job).await;
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use fleet::model::Pace;
 use keyfleet::mover::{
@@ -21,7 +21,15 @@ use tests::{
     engines::engine,
     ledger::{Latency, Ledger, Options as LedgerOptions},
 };
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::Command,
+    select,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    time::timeout,
+};
 
 use super::{Goal, Outcome};
 
@@ -78,6 +86,16 @@ struct Mean {
 }
 
 pub async fn run(options: &Options) -> Result<Outcome> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    // Being dropped is what ends the servers.
+    select! {
+        outcome = measure_all(options) => outcome,
+        _ = ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("terminated"),
+    }
+}
+
+async fn measure_all(options: &Options) -> Result<Outcome> {
     let mut outcome = Outcome { bench: "reshard", ..Outcome::default() };
     let movers = [Mover::Cli, Mover::Full, Mover::Gentle];
     let samples = measure(options, "redis", "7.0", &movers, options.rounds).await?;

@@ -19,7 +19,7 @@ const KEY_WEIGHT: u64 = 800;
 /// One MIGRATE's weight, at the most, unless a single key is heavier.
 const BATCH_WEIGHT_MAX: u64 = 512 << 10;
 /// MIGRATEs in one burst, at the most: bounds how long a target that hangs can hold the source.
-const BURST_BATCHES_MAX: usize = 16;
+const BURST_BATCHES_MAX: usize = 8;
 /// Keys asked for in a slot at once.
 const LISTED_KEYS_MAX: usize = 1_000;
 /// One key in so many is asked for its size.
@@ -31,8 +31,8 @@ const MIGRATE_BYTES_PER_MS: u64 = 20_000;
 /// How long refusals that pass (the target loads, votes, runs a script) are waited out.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PASSING_PAUSE: Duration = Duration::from_millis(100);
-/// How many MIGRATEs may time out, and the pause after one, in which the target may catch up.
-const TIME_OUTS_MAX: u32 = 5;
+/// How many bursts in a row may time out, and the pause after one: the target may catch up.
+const TIME_OUTS_MAX: u32 = 4;
 const TIME_OUT_PAUSE: Duration = Duration::from_millis(500);
 
 /// The keys that a node holds in a slot, at most [`LISTED_KEYS_MAX`] of them.
@@ -159,7 +159,9 @@ impl<'a> Carrier<'a> {
             let mut round = Round::default();
             let mut rest = batches.as_slice();
             while !rest.is_empty() && round.fatal.is_none() && round.timed_out.is_none() {
-                let (burst, later) = rest.split_at(burst_length(rest, self.pacer.burst_weight()));
+                // A target that didn't answer in time gets one at a time until it does.
+                let weight = if time_outs == 0 { self.pacer.burst_weight() } else { 0 };
+                let (burst, later) = rest.split_at(burst_length(rest, weight));
                 rest = later;
                 self.send(burst, &mut round).await?;
             }
@@ -182,6 +184,9 @@ impl<'a> Carrier<'a> {
             singly.extend(&round.busy);
             if !round.carried.is_empty() {
                 waiting_since = None;
+                if round.timed_out.is_none() {
+                    time_outs = 0;
+                }
             } else if let Some(error) = round.passing {
                 if waiting_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                     return Err(Fault::refused(self.to, "MIGRATE", error));

@@ -31,7 +31,7 @@ const FULL_CHUNK_SLOTS: usize = 256;
 const GENTLE_CHUNK_KEYS: usize = 512;
 const GENTLE_CHUNK_SLOTS: usize = 8;
 /// One burst's weight at a gentle pace: what the set time makes of it is kept within these.
-const GENTLE_BURST_MIN: u64 = 24 << 10;
+const GENTLE_BURST_MIN: u64 = 32 << 10;
 const GENTLE_BURST_MAX: u64 = 2 << 20;
 /// The set time of one burst.
 const BURST_TIME_START: Duration = Duration::from_micros(250);
