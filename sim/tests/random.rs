@@ -16,6 +16,9 @@ const FAILURES_MAX: usize = 20;
 /// How many stories a run tries.
 const CASES: u64 = 20_000;
 
+/// Stories beyond those that ended badly once.
+const ONCE_BAD: [u64; 6] = [29_807, 49_801, 64_965, 76_685, 95_247, 110_163];
+
 fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
 }
@@ -29,6 +32,16 @@ fn tell(seed: u64) {
     match result {
         Ok(tally) => println!("ends well: {tally:?}"),
         Err(failure) => println!("{failure}"),
+    }
+}
+
+#[test]
+fn stories_that_ended_badly_once() {
+    for seed in ONCE_BAD {
+        if let Err(failure) = random(seed, &plan, false).0 {
+            tell(seed);
+            panic!("KEYFLEET_SEED={seed}: {failure}");
+        }
     }
 }
 
