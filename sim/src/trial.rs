@@ -35,8 +35,9 @@ pub struct Tally {
     pub faults: usize,
     pub acknowledged: usize,
     pub forfeited: usize,
-    /// Faults took every copy of something: there was nothing to come back to.
-    pub beyond_repair: bool,
+    /// 1 where faults took every copy of something, or too many voters: the planner said so, and
+    /// there was nothing to come back to.
+    pub beyond_repair: usize,
 }
 
 /// How a story went wrong.
@@ -223,7 +224,7 @@ impl<'a> Trial<'a> {
             return Some(Ok(self.tally));
         }
         if !wave.blocked.is_empty() && waited_ms > 120_000 && self.is_beyond_repair() {
-            self.tally.beyond_repair = true;
+            self.tally.beyond_repair = 1;
             return Some(Ok(self.tally));
         }
         if wave.waiting.is_empty() && waited_ms > 120_000 {

@@ -72,6 +72,7 @@ fn every_story_ends_well() {
                     sum.faults += tally.faults;
                     sum.acknowledged += tally.acknowledged;
                     sum.forfeited += tally.forfeited;
+                    sum.beyond_repair += tally.beyond_repair;
                 }
                 Err(failure) => failed.push((seed, failure.to_string())),
             }
@@ -90,6 +91,7 @@ fn every_story_ends_well() {
         sum.faults += tally.faults;
         sum.acknowledged += tally.acknowledged;
         sum.forfeited += tally.forfeited;
+        sum.beyond_repair += tally.beyond_repair;
         count += cases;
         failed.extend(failures);
     }
@@ -107,5 +109,6 @@ fn every_story_ends_well() {
         failed.iter().map(|(seed, _)| seed).collect::<Vec<_>>()
     );
     assert_eq!(count, cases);
+    assert!(sum.beyond_repair as u64 * 10 < cases, "{} are beyond repair", sum.beyond_repair);
     assert!(sum.acknowledged > sum.forfeited && sum.faults > 0);
 }

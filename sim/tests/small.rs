@@ -94,9 +94,10 @@ fn every_single_fault_ends_well() {
     }
     let total = cases.len();
     let next = AtomicUsize::new(0);
-    let failures: Vec<String> = thread::scope(|scope| {
+    let results: Vec<(Vec<String>, usize)> = thread::scope(|scope| {
         let work = || {
             let mut failures = Vec::new();
+            let mut beyond_repair = 0;
             while let Some((fleet, (fault, ending), wave, later)) =
                 cases.get(next.fetch_add(1, Ordering::Relaxed))
             {
@@ -115,17 +116,22 @@ fn every_single_fault_ends_well() {
                     spec.replicas
                 );
                 let mut trial = Trial::new(fleet.clone(), 1, &plan);
-                if let Err(failure) = trial.run(&script) {
-                    failures.push(format!("{label}: {failure}"));
+                match trial.run(&script) {
+                    Ok(tally) => beyond_repair += tally.beyond_repair,
+                    Err(failure) => failures.push(format!("{label}: {failure}")),
                 }
             }
-            failures
+            (failures, beyond_repair)
         };
         let threads = thread::available_parallelism().map_or(2, usize::from);
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    println!("{total} worlds, {} failures", failures.len());
+    let beyond_repair: usize = results.iter().map(|(_, count)| count).sum();
+    let failures: Vec<String> = results.into_iter().flat_map(|(failures, _)| failures).collect();
+    println!("{total} worlds, {beyond_repair} beyond repair, {} failures", failures.len());
     assert!(total > 5_000, "{total}");
+    // Shards without replicas, or one or two shards that keep nothing on disk: no majority is left.
+    assert!(beyond_repair * 30 < total, "{beyond_repair} of {total} are beyond repair");
     assert!(failures.is_empty(), "{}", failures[..failures.len().min(12)].join("\n"));
 }
