@@ -186,7 +186,7 @@ impl TestFleet {
 
     /// Guard in the background, acting.
     pub async fn guard(&self) -> Running {
-        let guard = self.spawn(&["-v", "guard"]);
+        let guard = self.spawn(&["-vv", "guard"]);
         guard.wait_for_output("guarding", ANSWER_TIME_MAX).await;
         guard
     }
