@@ -353,8 +353,10 @@ async fn half_moved_slots_are_closed() {
     say(one, &["CLUSTER", "SETSLOT", &migrating, "MIGRATING", &second]).await;
     // The taker owns it already; the giver was not told.
     let claimed = slot(40).to_string();
+    let key = put(slot(40)).await;
     say(two, &["CLUSTER", "SETSLOT", &claimed, "IMPORTING", &first]).await;
     say(one, &["CLUSTER", "SETSLOT", &claimed, "MIGRATING", &second]).await;
+    say(one, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]).await;
     say(two, &["CLUSTER", "SETSLOT", &claimed, "NODE", &second]).await;
     // Nobody's.
     let orphan = slot(50).to_string();
@@ -371,7 +373,7 @@ async fn half_moved_slots_are_closed() {
     fleet.wait_for("every slot is closed and owned", TIME_MAX, closed).await;
     let settled = |seen: &Observed| closed(seen) && seen.nodes.len() == 6;
     fleet.wait_for("calm", TIME_MAX, settled).await;
-    assert_eq!(fleet.keys().await, 4);
+    assert_eq!(fleet.keys().await, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,7 +44,21 @@ pub(super) fn half_moved(view: &View<'_>, draft: &mut Draft) {
             .wait(format!("half-moved slots: {} must be back first", view.label(shard.primary_id)));
         return;
     }
+    // What is unowned stops the whole cluster, and with it every move of keys. Claims come before
+    // whatever raises an epoch: with a higher one the giver would take back what it gave away, and the
+    // taker would drop the keys.
+    let order = [
+        RepairCase::Orphan,
+        RepairCase::Claim,
+        RepairCase::FinishMove,
+        RepairCase::ImportingOnly,
+        RepairCase::MigratingOnly,
+    ];
+    let first = order.into_iter().find(|case| repairs.keys().any(|(_, other)| other == case));
     for ((owner, case), slots) in repairs {
+        if Some(case) != first {
+            continue;
+        }
         let why = match case {
             RepairCase::FinishMove => "a move was interrupted; the rest of the keys follows",
             RepairCase::ImportingOnly => "an importer waits for a move that its owner doesn't make",

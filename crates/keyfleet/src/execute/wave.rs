@@ -33,6 +33,9 @@ enum Part {
     Disruption(ClusterName),
     /// The primaries' votes: two candidates at once would split them.
     Election(ClusterName),
+    /// Who owns slots. A repair raises its owner's epoch, and with it every claim of that owner, so that
+    /// nothing that it gives away may be under way.
+    Owners(ClusterName),
 }
 
 /// Parts and whether the step needs each for itself.
@@ -47,8 +50,7 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         | Action::StopNode { node: name }
         | Action::KillNode { node: name }
         | Action::SetConfig { node: name, .. }
-        | Action::ApplyAcl { node: name }
-        | Action::RepairSlots { owner: name, .. } => vec![member, node(name)],
+        | Action::ApplyAcl { node: name } => vec![member, node(name)],
         Action::Meet { .. }
         | Action::AssignSlots { .. }
         | Action::OpenShards { .. }
@@ -71,7 +73,12 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         Action::Promote { dead, to } => {
             vec![member, node(dead), node(to), (Part::Election(cluster()), alone)]
         }
-        Action::MoveSlots { from, to, .. } => vec![member, node(from), node(to)],
+        Action::MoveSlots { from, to, .. } => {
+            vec![member, node(from), node(to), (Part::Owners(cluster()), shared)]
+        }
+        Action::RepairSlots { owner, .. } => {
+            vec![member, node(owner), (Part::Owners(cluster()), alone)]
+        }
         Action::RemoveNode { node: name } | Action::RestartNode { node: name } => {
             vec![member, node(name), (Part::Disruption(cluster()), alone)]
         }
@@ -164,7 +171,10 @@ pub async fn execute_wave(
 
 #[cfg(test)]
 mod tests {
-    use fleet::model::{HostId, Ports};
+    use fleet::{
+        model::{HostId, Ports},
+        step::RepairCase,
+    };
     use protocol::SlotSet;
 
     use super::*;
@@ -204,6 +214,11 @@ mod tests {
         Action::MoveSlots { from: name(from), to: name(to), slots: SlotSet::range(0, 1) }
     }
 
+    fn repair(owner: u32) -> Action {
+        let (owner, slots) = (name(owner), SlotSet::range(0, 1));
+        Action::RepairSlots { owner, slots, case: RepairCase::Claim }
+    }
+
     #[test]
     fn order() {
         let meet = Action::Meet { nodes: vec![] };
@@ -218,5 +233,6 @@ mod tests {
         check(&[move_slots(1, 4), move_slots(2, 5)], &[&[], &[]]);
         check(&[move_slots(1, 4), move_slots(1, 5)], &[&[], &[0]]);
         check(&[move_slots(1, 5), move_slots(2, 5)], &[&[], &[0]]);
+        check(&[repair(1), repair(2), move_slots(3, 4)], &[&[], &[0], &[1]]);
     }
 }

@@ -80,7 +80,7 @@ pub async fn repair_slots(job: &SlotRepair) -> Result<(), RepairError> {
         RepairCase::FinishMove => finish(job, &peers).await?,
         RepairCase::MigratingOnly => take_back(job, &view, &mut owner, &mut peers).await?,
         RepairCase::Claim => claim(job, &view, &mut owner, &mut peers).await?,
-        RepairCase::Orphan => adopt(job, &view, &mut owner).await.map_err(stopped)?,
+        RepairCase::Orphan => adopt(job, &view, &mut owner, &peers).await.map_err(stopped)?,
         RepairCase::ImportingOnly => {}
     }
     settle(job, &mut owner).await.map_err(stopped)?;
@@ -187,7 +187,7 @@ async fn claim(
     let stopped =
         |fault| RepairError::Stopped { owner: job.owner.address, slots: job.slots.clone(), fault };
     let own = views::owned(view, job.owner.id).intersection(&job.slots);
-    for peer in peers {
+    for peer in &mut *peers {
         let claimed = peer.claims(&job.slots);
         move_between(job, peer.node, job.owner, claimed.difference(&own)).await?;
         let disputed = claimed.intersection(&own);
@@ -198,11 +198,16 @@ async fn claim(
         carry_home(&peer.node, &job.owner, &slots, job.login.as_ref()).await.map_err(stopped)?;
     }
     // The highest epoch decides whom the others believe.
-    raise_epoch(owner).await.map_err(stopped)
+    raise_epoch(job, view, owner, peers).await.map_err(stopped)
 }
 
 /// Nobody owns the slots.
-async fn adopt(job: &SlotRepair, view: &ClusterNodes, owner: &mut Connection) -> Result<(), Fault> {
+async fn adopt(
+    job: &SlotRepair,
+    view: &ClusterNodes,
+    owner: &mut Connection,
+    peers: &[Peer],
+) -> Result<(), Fault> {
     let taken = view.rows.iter().fold(SlotSet::new(), |all, row| all.union(&row.slots));
     let free: Vec<String> =
         job.slots.difference(&taken).iter().map(|slot| slot.to_string()).collect();
@@ -212,10 +217,21 @@ async fn adopt(job: &SlotRepair, view: &ClusterNodes, owner: &mut Connection) ->
         commands.push(add);
         expect_ok(owner, &commands, "CLUSTER ADDSLOTS").await?;
     }
-    raise_epoch(owner).await
+    raise_epoch(job, view, owner, peers).await
 }
 
-async fn raise_epoch(owner: &mut Connection) -> Result<(), Fault> {
+/// Makes the owner's claims the strongest. Not where it still claims other slots that another primary
+/// took over: that one would believe it, and drop their keys. Those are to be settled first.
+async fn raise_epoch(
+    job: &SlotRepair,
+    view: &ClusterNodes,
+    owner: &mut Connection,
+    peers: &[Peer],
+) -> Result<(), Fault> {
+    let others = views::owned(view, job.owner.id).difference(&job.slots);
+    if peers.iter().any(|peer| !peer.claims(&others).is_empty()) {
+        return Ok(());
+    }
     let mut commands = Commands::new();
     commands.push(["CLUSTER", "BUMPEPOCH"]);
     expect_ok(owner, &commands, "CLUSTER BUMPEPOCH").await
