@@ -383,7 +383,8 @@ impl Drop for TestFleet {
         }
         if self.mounted {
             let state = self.directory.join(".keyfleet");
-            let _ = std::process::Command::new("umount").arg(state).status();
+            // Who was just killed may not have let go of it yet.
+            let _ = std::process::Command::new("umount").arg("--lazy").arg(state).status();
         }
         if env::var_os("KEYFLEET_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.directory);
