@@ -201,6 +201,7 @@ impl<'a> Trial<'a> {
         }
         for history in other.history.values_mut() {
             history.handovers_ms.reverse();
+            history.refusals_ms.reverse();
         }
         let again = (self.plan)(&self.fleet, &other);
         format!("{again:?}") == format!("{wave:?}")

@@ -197,9 +197,10 @@ pub enum OpenSlots {
 /// What happened to a cluster lately, for pacing. Times are of the observer's clock.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
 pub struct History {
-    /// When each shard's primary last changed by our hand, by the primary's id after the change; and
-    /// when a change was tried in vain, by the id of the primary that was to be replaced.
+    /// When shards' primaries changed by our hand, by the primary's id after the change.
     pub handovers_ms: Vec<(NodeId, u64)>,
+    /// When a change was tried in vain, by the id of the primary that was to be replaced.
+    pub refusals_ms: Vec<(NodeId, u64)>,
     /// Since when the cluster has been continuously calm (I3); None where nobody has kept watch.
     pub calm_since_ms: Option<u64>,
 }

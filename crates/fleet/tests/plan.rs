@@ -232,6 +232,23 @@ fn a_dead_primary_is_replaced_at_once() {
     check(&spec(3, 1, 3), &observed, &["promote c-4 in place of dead c-1"]);
 }
 
+/// Voters remember whom they voted to replace: the new primary may be replaced at once.
+#[test]
+fn a_primary_that_dies_again_is_replaced_at_once() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 1);
+    let lately = vec![(id(1), observed.at_ms - 1_000)];
+    let mut after = |history| {
+        observed.history.insert(name(), history);
+        lines(&spec(3, 1, 3), &observed)
+    };
+    let taken_over = History { handovers_ms: lately.clone(), ..History::default() };
+    assert_eq!(after(taken_over), ["promote c-4 in place of dead c-1"]);
+    let refused = History { refusals_ms: lately, ..History::default() };
+    let wait = "wait: c-4 is put forward again in 29 s: its peers voted just now";
+    assert_eq!(after(refused), [wait]);
+}
+
 #[test]
 fn a_durable_primary_with_its_log_is_restarted() {
     let mut observed = world(3, &THREE);
@@ -368,7 +385,9 @@ fn a_crowded_host_gives_a_primary_back() {
     check(&spec(3, 1, 3), &observed, &["hand over from c-4 to c-1"]);
     let mut lately = observed.clone();
     let at = lately.at_ms - 1_000;
-    lately.history.insert(name(), History { handovers_ms: vec![(id(4), at)], calm_since_ms: None });
+    lately
+        .history
+        .insert(name(), History { handovers_ms: vec![(id(4), at)], ..History::default() });
     check(&spec(3, 1, 3), &lately, &["wait: c-4 can hand over in 29 s: its shard did so just now"]);
 }
 

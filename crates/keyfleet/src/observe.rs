@@ -226,7 +226,8 @@ impl Observer {
                 observed.at_ms
             };
             let handovers_ms = self.store.handovers(name)?;
-            let history = History { handovers_ms, calm_since_ms: Some(calm_since_ms) };
+            let refusals_ms = self.store.refusals(name)?;
+            let history = History { handovers_ms, refusals_ms, calm_since_ms: Some(calm_since_ms) };
             histories.insert(name.clone(), history);
         }
         Ok(histories)

@@ -68,6 +68,9 @@ pub struct Freeze {
 struct Handover {
     primary: NodeId,
     at_ms: u64,
+    /// Nobody took over from it.
+    #[serde(default)]
+    refused: bool,
 }
 
 impl Store {
@@ -200,25 +203,58 @@ impl Store {
     /// The primaries that got their role by our hand, and when (milliseconds since the Unix epoch),
     /// oldest first.
     pub fn handovers(&self, cluster: &ClusterName) -> Result<Vec<(NodeId, u64)>, StoreError> {
-        let text = read(&self.root.join("history").join(cluster.as_str()))?.unwrap_or_default();
-        // A line that can't be read is one that a crash cut short.
-        let entries = text.lines().filter_map(|line| serde_json::from_str::<Handover>(line).ok());
+        self.changes(cluster, false)
+    }
+
+    /// The primaries that were to be replaced in vain, and when.
+    pub fn refusals(&self, cluster: &ClusterName) -> Result<Vec<(NodeId, u64)>, StoreError> {
+        self.changes(cluster, true)
+    }
+
+    fn changes(
+        &self,
+        cluster: &ClusterName,
+        refused: bool,
+    ) -> Result<Vec<(NodeId, u64)>, StoreError> {
+        let entries = self.history(cluster)?.into_iter();
+        let entries = entries.filter(|entry| entry.refused == refused);
         Ok(entries.map(|entry| (entry.primary, entry.at_ms)).collect())
     }
 
+    fn history(&self, cluster: &ClusterName) -> Result<Vec<Handover>, StoreError> {
+        let text = read(&self.root.join("history").join(cluster.as_str()))?.unwrap_or_default();
+        // A line that can't be read is one that a crash cut short.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Remembers that this node became a primary.
     pub fn record_handover(
         &self,
         cluster: &ClusterName,
         primary: NodeId,
         at_ms: u64,
     ) -> Result<(), StoreError> {
+        self.record(cluster, Handover { primary, at_ms, refused: false })
+    }
+
+    /// Remembers that nobody became primary in place of this one.
+    pub fn record_refusal(
+        &self,
+        cluster: &ClusterName,
+        primary: NodeId,
+        at_ms: u64,
+    ) -> Result<(), StoreError> {
+        self.record(cluster, Handover { primary, at_ms, refused: true })
+    }
+
+    fn record(&self, cluster: &ClusterName, entry: Handover) -> Result<(), StoreError> {
         let path = self.root.join("history").join(cluster.as_str());
-        let mut entries = self.handovers(cluster)?;
-        entries.push((primary, at_ms));
+        let mut entries = self.history(cluster)?;
+        entries.push(entry);
         let first = entries.len().saturating_sub(HISTORY_MAX);
         let mut text = String::new();
-        for (primary, at_ms) in entries.into_iter().skip(first) {
-            text += &json(&Handover { primary, at_ms }, &path)?;
+        for entry in entries.iter().skip(first) {
+            text += &json(entry, &path)?;
             text.push('\n');
         }
         replace(&path, text.as_bytes())

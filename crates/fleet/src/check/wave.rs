@@ -270,7 +270,8 @@ impl Case<'_> {
         }
         let history = self.observed.history.get(&self.spec.name);
         let last = history.and_then(|history| {
-            let own = history.handovers_ms.iter().filter(|(id, _)| *id == source.id);
+            let events = history.handovers_ms.iter().chain(&history.refusals_ms);
+            let own = events.filter(|(id, _)| *id == source.id);
             own.map(|(_, at_ms)| *at_ms).max()
         });
         let distance_ms = 2 * self.spec.node_timeout_ms;

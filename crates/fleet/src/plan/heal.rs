@@ -191,7 +191,7 @@ fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Dra
             Role::Replica { of, .. } => Some(of),
             Role::Primary => None,
         };
-        if let Some(rest_ms) = primary.and_then(|id| view.too_soon_ms(id)) {
+        if let Some(rest_ms) = primary.and_then(|id| view.refused_ms(id)) {
             draft.wait(format!(
                 "{} is put forward again in {} s: its peers voted just now",
                 to.name,

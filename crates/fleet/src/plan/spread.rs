@@ -91,10 +91,25 @@ impl View<'_> {
     }
 
     /// How long the shard of this primary must still rest from its last change, or from the last try
-    /// of one: voters refuse the same primary twice within twice the node timeout (I4).
-    pub(super) fn too_soon_ms(&self, primary: NodeId) -> Option<u64> {
+    /// of one, before it may be disturbed again (I4).
+    fn too_soon_ms(&self, primary: NodeId) -> Option<u64> {
         let history = self.observed.history.get(&self.spec.name)?;
-        let of_shard = history.handovers_ms.iter().filter(|(id, _)| *id == primary);
+        self.rest_ms(primary, history.handovers_ms.iter().chain(&history.refusals_ms))
+    }
+
+    /// How long voters still refuse to replace this primary: they don't vote twice on the same one
+    /// within twice the node timeout. A shard whose primary is another since may vote at once.
+    pub(super) fn refused_ms(&self, primary: NodeId) -> Option<u64> {
+        let history = self.observed.history.get(&self.spec.name)?;
+        self.rest_ms(primary, history.refusals_ms.iter())
+    }
+
+    fn rest_ms<'b>(
+        &self,
+        primary: NodeId,
+        events: impl Iterator<Item = &'b (NodeId, u64)>,
+    ) -> Option<u64> {
+        let of_shard = events.filter(|(id, _)| *id == primary);
         let last = of_shard.map(|(_, at)| *at).max()?;
         let passed = self.observed.at_ms.saturating_sub(last);
         (2 * self.spec.node_timeout_ms).checked_sub(passed).filter(|rest| *rest > 0)

@@ -340,7 +340,7 @@ impl Group {
             return refuse(format!("{to} isn't in sync"));
         }
         if !self.hand_over(net, from.number, to.number) {
-            self.history.handovers_ms.push((source.id, net.now_ms));
+            self.history.refusals_ms.push((source.id, net.now_ms));
             return refuse("the majority of primaries didn't vote for it");
         }
         self.history.handovers_ms.push((target.id, net.now_ms));
@@ -376,7 +376,7 @@ impl Group {
             return refuse(format!("{to} is no replica of {dead}"));
         }
         if !self.votes(net, to.number, true) {
-            self.history.handovers_ms.push((old.id, net.now_ms));
+            self.history.refusals_ms.push((old.id, net.now_ms));
             return refuse("the majority of primaries didn't vote for it");
         }
         self.take_over(net, &[to.number]);

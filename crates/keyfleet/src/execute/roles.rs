@@ -50,7 +50,7 @@ pub(super) async fn hand_over(
         // stands again after twice that. An attempt stops the primary's writes, so there is no
         // second one before it can succeed, and no third.
         if attempt == 2 {
-            record(context, &old, old_view.id())?;
+            record_refusal(context, &old, old_view.id())?;
             let what = format!("{to} is elected in place of {from}");
             return Err(StepError::Late { what, waited: ATTEMPT });
         }
@@ -307,7 +307,7 @@ pub(super) async fn promote(
         if !wait_primary(context, &member, ATTEMPT).await? {
             // The voters that said yes won't do so again for a while: the planner keeps a distance.
             if let Some(of) = of {
-                record(context, &member, of)?;
+                record_refusal(context, &member, of)?;
             }
             let what = format!("{to} is elected in place of {dead}");
             return Err(StepError::Late { what, waited: ATTEMPT });
@@ -322,6 +322,11 @@ pub(super) async fn promote(
 fn record(context: &Context, member: &Member, id: NodeId) -> Result<(), StepError> {
     let now = crate::observe::now_ms();
     Ok(context.store.record_handover(&member.name.cluster, id, now)?)
+}
+
+fn record_refusal(context: &Context, member: &Member, id: NodeId) -> Result<(), StepError> {
+    let now = crate::observe::now_ms();
+    Ok(context.store.record_refusal(&member.name.cluster, id, now)?)
 }
 
 /// Did it become primary in time?
