@@ -200,3 +200,14 @@ async fn a_full_disk() {
     fleet.up().await;
     fleet.expect_settled(3, 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_servers_refuse_is_mended_in_the_file() {
+    let fleet =
+        TestFleet::new(&Spec { config: vec![("maxmemory-samples", "many")], ..Spec::default() });
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_failure();
+    assert!(ended.stderr.contains("maxmemory-samples"), "{ended:?}");
+    fleet.edit(&Spec::default());
+    fleet.up().await;
+    fleet.expect_settled(3, 1).await;
+}

@@ -27,7 +27,7 @@ use crate::{
     observe::now_ms,
     reconcile::{Reconciler, Turn},
     session::{Session, SessionError},
-    store::{Store, StoreError},
+    store::{Deed, Store, StoreError},
 };
 
 /// How often one that stands by tries for the lease.
@@ -95,7 +95,7 @@ async fn act(
 ) -> Result<(), GuardError> {
     let mut reconciler = Reconciler::new(session.context().await?);
     let mut narrator = Narrator::default();
-    let sink = narrating();
+    let sink = narrating(&session.store);
     let mode = if observe_only { GuardMode::Observe } else { session.fleet.guard.mode };
     tracing::info!("guarding {}", names(session.fleet.clusters.keys()));
     let mut back_off = BACK_OFF.0;
@@ -156,9 +156,10 @@ fn names<'a>(clusters: impl Iterator<Item = &'a ClusterName>) -> String {
     clusters.map(ClusterName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// What steps say in guard's log.
-fn narrating() -> Sink {
-    Arc::new(|event: Event<'_>| match event {
+/// What steps say in guard's log. What mends a fault is kept for `status` too.
+fn narrating(store: &Arc<Store>) -> Sink {
+    let store = Arc::clone(store);
+    Arc::new(move |event: Event<'_>| match event {
         Event::Started(step) => tracing::debug!(cluster = %step.cluster, "{}", step.action),
         Event::Progress(step, text) => {
             tracing::debug!(cluster = %step.cluster, "{}: {text}", step.action);
@@ -166,6 +167,20 @@ fn narrating() -> Sink {
         Event::Done(step, done) => {
             let took_ms = done.took.as_millis();
             let line = format!("{}: {} ({took_ms} ms)", step.action, step.why);
+            let mends = matches!(
+                step.action,
+                Action::Promote { .. }
+                    | Action::StartNode { .. }
+                    | Action::KillNode { .. }
+                    | Action::Handover { .. }
+                    | Action::RepairSlots { .. }
+            );
+            if mends {
+                let what = format!("{}: {}", step.action, step.why);
+                if let Err(error) = store.record_deed(Deed { at_ms: now_ms(), what }) {
+                    tracing::warn!("{error}");
+                }
+            }
             match step.action {
                 Action::Promote { .. } | Action::KillNode { .. } | Action::RepairSlots { .. } => {
                     tracing::warn!(cluster = %step.cluster, "{line}");

@@ -35,6 +35,9 @@ pub(crate) const OLD: &str = ".old";
 /// How many role changes a cluster's history keeps.
 const HISTORY_MAX: usize = 256;
 
+/// How many of guard's deeds are kept.
+const DEEDS_MAX: usize = 32;
+
 /// A file or directory of the state directory can't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action} {}: {source}", path.display())]
@@ -62,6 +65,15 @@ pub struct Freeze {
     /// Milliseconds since the Unix epoch.
     pub until_ms: u64,
     pub why: String,
+}
+
+/// Something that guard did, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deed {
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What was done, and why.
+    pub what: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -219,6 +231,26 @@ impl Store {
         let entries = self.history(cluster)?.into_iter();
         let entries = entries.filter(|entry| entry.refused == refused);
         Ok(entries.map(|entry| (entry.primary, entry.at_ms)).collect())
+    }
+
+    /// What guard did lately, oldest first.
+    pub fn deeds(&self) -> Result<Vec<Deed>, StoreError> {
+        let text = read(&self.root.join("deeds"))?.unwrap_or_default();
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Remembers something that guard did.
+    pub fn record_deed(&self, deed: Deed) -> Result<(), StoreError> {
+        let path = self.root.join("deeds");
+        let mut deeds = self.deeds()?;
+        deeds.push(deed);
+        let first = deeds.len().saturating_sub(DEEDS_MAX);
+        let mut text = String::new();
+        for deed in deeds.iter().skip(first) {
+            text += &json(deed, &path)?;
+            text.push('\n');
+        }
+        replace(&path, text.as_bytes())
     }
 
     fn history(&self, cluster: &ClusterName) -> Result<Vec<Handover>, StoreError> {

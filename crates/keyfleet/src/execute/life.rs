@@ -118,15 +118,20 @@ pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), Step
         return wait_answering(context, &context.member(node)?, &handle, 0).await;
     }
     let member = context.member(node)?;
-    if !member.place.program.server.exists() {
-        rewrite(context, &member)?;
-    }
+    // Another engine comes with a restart; the settings are those of now, since what was written may be
+    // why it isn't running.
+    let program = Some(member.place.program.clone()).filter(|program| program.server.exists());
+    rewrite(context, &member, program)?;
     run(context, node).await
 }
 
-/// Writes the node's files as the spec wants them.
-fn rewrite(context: &Context, member: &Member) -> Result<(), StepError> {
-    settings::write_conf(context, member, Program::from(context.engine(&member.name.cluster)?))?;
+/// Writes the node's files as the spec wants them, for this program or the spec's.
+fn rewrite(context: &Context, member: &Member, program: Option<Program>) -> Result<(), StepError> {
+    let program = match program {
+        Some(program) => program,
+        None => Program::from(context.engine(&member.name.cluster)?),
+    };
+    settings::write_conf(context, member, program)?;
     let cluster = context.cluster(&member.name.cluster)?;
     let users = users_acl(&context.fleet, cluster, &context.store)?;
     Ok(store::replace(&member.directory.join(USERS_ACL), users.as_bytes())?)
@@ -296,7 +301,7 @@ pub(super) async fn restart(
     }
     can_follow(context, &member).await?;
     stop(context, node).await?;
-    rewrite(context, &member)?;
+    rewrite(context, &member, None)?;
     run(context, node).await?;
     if view.is_primary() { Ok(()) } else { join::wait_in_sync(context, &member, report).await }
 }

@@ -15,9 +15,13 @@ use crate::{
     admin_client::Pool,
     errors::{Exit, Failure},
     lease::Lease,
-    observe::Observer,
+    observe::{Observer, now_ms},
     session::Session,
+    store::Deed,
 };
+
+/// For how long guard's deeds are shown: an hour.
+const LATELY_MS: u64 = 3_600_000;
 
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -30,6 +34,8 @@ pub struct GuardView {
     pub since_ms: Option<u64>,
     /// Until when nothing may be changed, in milliseconds since the Unix epoch.
     pub frozen_until_ms: Option<u64>,
+    /// What it mended in the last hour, and why so, oldest first.
+    pub lately: Vec<Deed>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -131,5 +137,11 @@ pub fn guard(session: &Session) -> Result<GuardView, Failure> {
         acting: holder.as_ref().map(|holder| format!("{} (pid {})", holder.command, holder.pid)),
         since_ms: holder.map(|holder| holder.since_ms),
         frozen_until_ms: frozen.into_iter().max(),
+        lately: session
+            .store
+            .deeds()?
+            .into_iter()
+            .filter(|deed| deed.at_ms + LATELY_MS > now_ms())
+            .collect(),
     })
 }

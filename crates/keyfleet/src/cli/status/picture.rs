@@ -409,6 +409,9 @@ fn risk_list(risks: &[Risk], style: Style) -> String {
     out
 }
 
+/// How many of guard's latest deeds are shown.
+const DEEDS_SHOWN: usize = 3;
+
 fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
     let frozen = guard.frozen_until_ms.filter(|until| *until > now_ms);
     let text = match (frozen, &guard.acting) {
@@ -428,5 +431,12 @@ fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
             style.yellow("▲")
         ),
     };
-    format!("{}  {text}\n", style.bold("guard"))
+    let mut out = format!("{}  {text}\n", style.bold("guard"));
+    for deed in guard.lately.iter().rev().take(DEEDS_SHOWN).rev() {
+        let ago = format!("{} ago", span(now_ms.saturating_sub(deed.at_ms)));
+        let indent = 7 + columns(&ago) + 2;
+        let what = wrap(&deed.what, WIDTH_MAX, indent);
+        out.push_str(&format!("       {}  {what}\n", style.dim(&ago)));
+    }
+    out
 }

@@ -5,7 +5,10 @@ use protocol::SlotSet;
 use sim::scene::Scene;
 
 use super::{GuardView, picture};
-use crate::cli::text::{Style, columns};
+use crate::{
+    cli::text::{Style, columns},
+    store::Deed,
+};
 
 fn guarded() -> GuardView {
     GuardView {
@@ -66,5 +69,34 @@ fn guards() {
     check(
         GuardView::default(),
         "guard  ▲ none: nothing heals by itself; start it with: keyfleet guard",
+    );
+}
+
+#[test]
+fn what_guard_mended_is_told() {
+    let deed = |before_ms: u64, what: &str| Deed {
+        at_ms: 1_800_000_000_000 - before_ms,
+        what: what.to_owned(),
+    };
+    let guard = GuardView {
+        lately: vec![
+            deed(600_000, "start cache-9: left out"),
+            deed(500_000, "start cache-5: its process is gone"),
+            deed(400_000, "promote cache-4 in place of dead cache-1: it died"),
+            deed(2_000, "start cache-1: its append-only file holds more than its replicas may"),
+        ],
+        ..guarded()
+    };
+    let scene = Scene::healthy(3, 1, 1);
+    let text = picture::fleet(None, &scene.observed, Some(&guard), Style::PLAIN);
+    let told: Vec<&str> =
+        text.lines().skip_while(|line| !line.starts_with("guard")).skip(1).collect();
+    assert_eq!(
+        told,
+        [
+            "       8 min ago  start cache-5: its process is gone",
+            "       6 min ago  promote cache-4 in place of dead cache-1: it died",
+            "       2.0 s ago  start cache-1: its append-only file holds more than its replicas may",
+        ]
     );
 }
