@@ -118,11 +118,19 @@ pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), Step
         return wait_answering(context, &context.member(node)?, &handle, 0).await;
     }
     let member = context.member(node)?;
-    // Another engine comes with a restart; the settings are those of now, since what was written may be
-    // why it isn't running.
+    // Another engine comes with a restart.
     let program = Some(member.place.program.clone()).filter(|program| program.server.exists());
-    rewrite(context, &member, program)?;
-    run(context, node).await
+    if program.is_none() {
+        rewrite(context, &member, None)?;
+    }
+    match run(context, node).await {
+        // What is written may be why it isn't running, and mended in the spec since.
+        Err(StepError::Exited { .. }) => {
+            rewrite(context, &member, program)?;
+            run(context, node).await
+        }
+        result => result,
+    }
 }
 
 /// Writes the node's files as the spec wants them, for this program or the spec's.
