@@ -1,15 +1,8 @@
 //! A cluster of real servers on loopback, made without keyfleet: what its parts are tried on.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use keyfleet::{
     admin_client::{Commands, Connection},
     mover::NodeAddr,
@@ -17,9 +10,7 @@ use keyfleet::{
 use protocol::{ClusterNodes, NodeId, Slot, SlotSet, Value, key_slot, slots::SLOT_COUNT};
 use tokio::time::{Instant, sleep};
 
-/// How long anything in this module may take.
-const TIME_MAX: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(20);
+use crate::server::{POLL, Server, TIME_MAX};
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -36,49 +27,35 @@ pub struct Shape<'a> {
     pub config: &'a [&'a str],
 }
 
-/// Running servers; dropping it kills them and removes their directory.
+/// Running servers; dropping it kills them and removes their directories.
 #[derive(Debug)]
 pub struct RawCluster {
     /// Primaries with slots, then spare ones, then replicas (the first primary's first).
     pub nodes: Vec<RawNode>,
     primaries: usize,
-    directory: PathBuf,
 }
 
 /// One of them.
 #[derive(Debug)]
 pub struct RawNode {
     pub addr: NodeAddr,
-    process: Child,
+    server: Server,
 }
 
 impl RawNode {
     /// The server's process id.
     pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-}
-
-impl Drop for RawCluster {
-    fn drop(&mut self) {
-        for node in &mut self.nodes {
-            let _ = node.process.kill();
-            let _ = node.process.wait();
-        }
-        let _ = fs::remove_dir_all(&self.directory);
+        self.server.pid()
     }
 }
 
 impl RawCluster {
     /// Starts the servers and forms the cluster; returns when all agree that it serves.
     pub async fn start(shape: &Shape<'_>) -> Result<Self> {
-        let directory = new_directory()?;
         let primaries = shape.primaries + shape.spare;
-        let mut cluster = Self { nodes: Vec::new(), primaries, directory };
+        let mut cluster = Self { nodes: Vec::new(), primaries };
         for number in 0..primaries + shape.primaries * shape.replicas {
-            let directory = cluster.directory.join(number.to_string());
-            fs::create_dir_all(&directory)?;
-            let node = start_node(shape, &directory).await;
+            let node = start_node(shape).await;
             cluster.nodes.push(node.with_context(|| format!("node {number}"))?);
         }
         cluster.form(shape).await?;
@@ -127,10 +104,7 @@ impl RawCluster {
 
     /// kill -9 for one of them; it stays dead.
     pub fn kill(&mut self, index: usize) -> Result<()> {
-        let process = &mut self.nodes[index].process;
-        process.kill()?;
-        process.wait()?;
-        Ok(())
+        self.nodes[index].server.kill()
     }
 
     /// The primaries that owned slots or nothing at the start.
@@ -150,7 +124,7 @@ impl RawCluster {
 
     /// A connection to a node.
     pub async fn link(&self, index: usize) -> Result<Connection> {
-        Ok(Connection::open(self.nodes[index].addr.address, None, TIME_MAX).await?)
+        self.nodes[index].server.link().await
     }
 
     /// A node's view.
@@ -210,7 +184,7 @@ impl RawCluster {
     pub async fn fill(&self, count: usize, value_bytes: usize) -> Result<()> {
         let owners = self.owners().await?;
         for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
-            let mut link = Connection::open(node.addr.address, None, TIME_MAX).await?;
+            let mut link = node.server.link().await?;
             let mut pipeline = Commands::new();
             for number in 0..count {
                 let key = format!("key:{number}");
@@ -232,7 +206,7 @@ impl RawCluster {
     pub async fn check_filled(&self, count: usize, value_bytes: usize) -> Result<()> {
         let owners = self.owners().await?;
         for (index, node) in self.nodes.iter().enumerate().take(self.primaries) {
-            let mut link = Connection::open(node.addr.address, None, TIME_MAX).await?;
+            let mut link = node.server.link().await?;
             let mine: Vec<String> = (0..count)
                 .map(|number| format!("key:{number}"))
                 .filter(|key| owners[usize::from(key_slot(key.as_bytes()).number())] == index)
@@ -283,66 +257,13 @@ impl RawCluster {
     }
 }
 
-fn new_directory() -> Result<PathBuf> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("keyfleet-raw-{}-{number}", std::process::id());
-    let directory = std::env::temp_dir().join(name);
-    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    Ok(directory)
-}
-
-/// A port that is free, with its bus port (10,000 above, which older engines insist on).
-fn free_port() -> Result<u16> {
-    for _ in 0..1_000 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = listener.local_addr()?.port();
-        if let Some(bus) = port.checked_add(10_000)
-            && TcpListener::bind((Ipv4Addr::LOCALHOST, bus)).is_ok()
-        {
-            return Ok(port);
-        }
-    }
-    bail!("no free port whose bus port is free too");
-}
-
-async fn start_node(shape: &Shape<'_>, directory: &Path) -> Result<RawNode> {
-    for _ in 0..10 {
-        let port = free_port()?;
-        let defaults = [
-            ["--bind", "127.0.0.1"],
-            ["--cluster-enabled", "yes"],
-            ["--cluster-node-timeout", "15000"],
-            ["--save", ""],
-            ["--appendonly", "no"],
-            ["--logfile", "log"],
-            ["--repl-diskless-sync-delay", "0"],
-        ];
-        let mut process = Command::new(shape.server)
-            .args(["--port", &port.to_string()])
-            .args(defaults.as_flattened())
-            .args(shape.config)
-            .current_dir(directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| shape.server.display().to_string())?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let deadline = Instant::now() + TIME_MAX;
-        // Another may have taken the port meanwhile: then the process ends, and a new one is tried.
-        while process.try_wait()?.is_none() && Instant::now() < deadline {
-            if let Ok(mut link) = Connection::open(address, None, TIME_MAX).await {
-                let id = text(&mut link, &["CLUSTER", "MYID"]).await?.parse()?;
-                return Ok(RawNode { addr: NodeAddr { id, address }, process });
-            }
-            sleep(POLL).await;
-        }
-        let _ = process.kill();
-        let _ = process.wait();
-    }
-    let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-    bail!("the server doesn't start: {}", log.lines().last().unwrap_or("it wrote no log"));
+async fn start_node(shape: &Shape<'_>) -> Result<RawNode> {
+    let mut config = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "15000"];
+    config.extend(shape.config);
+    let server = Server::start(shape.server, &config).await?;
+    let mut link = server.link().await?;
+    let id = text(&mut link, &["CLUSTER", "MYID"]).await?.parse()?;
+    Ok(RawNode { addr: NodeAddr { id, address: server.address }, server })
 }
 
 /// Sends a command; an error reply is an error.

@@ -1,7 +1,9 @@
 //! The harness for tests against real servers.
 
+pub mod clients;
 pub mod cluster;
 pub mod engines;
 pub mod fleet;
 pub mod ledger;
 pub mod ports;
+pub mod server;

@@ -1,6 +1,7 @@
 //! What developers and the pipeline run: `cargo xtask test`, `bench`, `engines`, `directives`.
 
 mod bench;
+mod clients;
 mod command;
 mod directives;
 mod engines;
@@ -35,6 +36,8 @@ enum Task {
     },
     /// Install the engines that the tests run against, and print where they are.
     Engines,
+    /// Install the client libraries that the proxy is tested with.
+    Clients,
     /// Run keyfleet and draw what the terminal shows into docs/status.svg.
     Picture,
     /// Ask every engine for its configuration directives and write the table that `protocol` has
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 println!("{} {}", engine.name, engine.server.display());
             }
         }
+        Task::Clients => clients::install()?,
         Task::Picture => picture::draw()?,
         Task::Directives { check } => directives::run(check)?,
     }

@@ -17,24 +17,26 @@ pub fn need(programs: &[(&str, &str)]) -> Result<()> {
         .filter(|(program, _)| !is_here(program))
         .map(|(_, package)| *package)
         .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Installs packages without starting services.
+pub fn install(missing: &[&str]) -> Result<()> {
     let packages = missing.join(" ");
     if output(Command::new("id").arg("-u"))?.trim() != "0" {
         bail!("the tests need packages: run `sudo apt-get install -y {packages}`");
     }
     eprintln!("installing {packages}");
     let _quiet = NoServices::new()?;
-    let install = || {
+    let attempt = || {
         let mut command = Command::new("apt-get");
-        command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(&missing);
+        command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(missing);
         output(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
-    if install().is_err() {
+    if attempt().is_err() {
         // The package lists may be missing or old.
         run(Command::new("apt-get").args(["update", "--quiet"]))?;
-        install()?;
+        attempt()?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{env, process::Command};
 use anyhow::Result;
 
 use crate::{
+    clients,
     command::{is_here, run, workspace},
     engines, packages,
 };
@@ -14,6 +15,7 @@ use crate::{
 pub fn run_all(filter: &[String]) -> Result<()> {
     packages::need(&[("redis-server", "redis-server"), ("redis-cli", "redis-tools")])?;
     engines::install()?;
+    clients::install()?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
     if is_here("cargo-nextest") {
