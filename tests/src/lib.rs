@@ -2,8 +2,10 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod differential;
 pub mod engines;
 pub mod fleet;
 pub mod ledger;
 pub mod ports;
 pub mod server;
+pub mod twemproxy;

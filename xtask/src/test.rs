@@ -13,7 +13,11 @@ use crate::{
 /// Installs what the tests need, then runs those whose names contain a filter; all of them where
 /// there is none.
 pub fn run_all(filter: &[String]) -> Result<()> {
-    packages::need(&[("redis-server", "redis-server"), ("redis-cli", "redis-tools")])?;
+    packages::need(&[
+        ("redis-server", "redis-server"),
+        ("redis-cli", "redis-tools"),
+        ("nutcracker", "nutcracker"),
+    ])?;
     engines::install()?;
     clients::install()?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
