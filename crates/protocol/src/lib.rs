@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 pub mod cluster_text;
+pub mod commands;
 pub mod conf;
 pub mod config_value;
 pub mod directives;
