@@ -1,8 +1,10 @@
-//! What developers and the pipeline run: `cargo xtask test`, `bench`, `engines`, `directives`.
+//! What developers and the pipeline run: `cargo xtask test`, `bench`, `engines`, `directives`,
+//! `commands`.
 
 mod bench;
 mod clients;
 mod command;
+mod commands;
 mod directives;
 mod engines;
 mod keydb;
@@ -47,6 +49,16 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Ask every engine for its commands and write the table that `protocol` has compiled in, and
+    /// the reference page of what the proxy does with each.
+    Commands {
+        /// Write nothing; fail where a file is not current.
+        #[arg(long)]
+        check: bool,
+        /// Ask no engine: only the page.
+        #[arg(long)]
+        page: bool,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -61,6 +73,12 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Clients => clients::install()?,
         Task::Picture => picture::draw()?,
         Task::Directives { check } => directives::run(check)?,
+        Task::Commands { check, page: true } => commands::write_page(check)?,
+        Task::Commands { check, page: false } => {
+            // The page is of the compiled-in table: a new one shows after the next build.
+            commands::run(check)?;
+            commands::write_page(check)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
