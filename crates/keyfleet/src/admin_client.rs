@@ -161,6 +161,11 @@ impl Connection {
         self.address
     }
 
+    /// The bare stream, for those who read its answers in their own way. Nothing may be under way.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// One command; an error reply is [`ClientError::Server`].
     pub async fn call(
         &mut self,

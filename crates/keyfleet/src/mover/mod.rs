@@ -6,6 +6,7 @@
 mod atomic;
 mod chunks;
 mod keys;
+pub mod load;
 mod pace;
 pub mod repair;
 mod setter;

@@ -1,0 +1,281 @@
+//! One connection to one server, with many commands in flight.
+
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
+
+use protocol::{
+    Slot,
+    resp::{Limits, Redirect, ServerError, decode},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
+
+use super::{
+    Mark, Shared,
+    mend::{Again, Stray},
+};
+use crate::mover::connect;
+
+const READ_BYTES: usize = 64 << 10;
+
+/// Commands in the order in which they are to be done.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub bytes: Vec<u8>,
+    pub commands: Vec<Sent>,
+    /// Of its first command.
+    mark: Mark,
+}
+
+/// One command of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// Where its bytes end.
+    pub end: usize,
+    pub slot: Slot,
+    /// Where its source begins.
+    pub offset: u64,
+    /// An ASKING stands before it, which is answered too.
+    pub asking: bool,
+}
+
+impl Batch {
+    pub fn new(mark: Mark) -> Self {
+        Self { bytes: Vec::new(), commands: Vec::new(), mark }
+    }
+}
+
+/// A batch that is sent, or being sent.
+struct Flight {
+    batch: Batch,
+    /// Commands that were answered.
+    answered: usize,
+    /// Its ASKING was answered.
+    asked: bool,
+}
+
+/// Sends batches until no more can come.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    mut batches: mpsc::Receiver<Batch>,
+) {
+    while let Some(first) = batches.recv().await {
+        let mut lane =
+            Lane { shared: &shared, address, flights: VecDeque::new(), commands: 0, bytes: 0 };
+        lane.add(first);
+        if let Ok(link) = connect(address, shared.options.login.as_ref()).await {
+            lane.serve(link.into_stream(), &mut batches).await;
+        }
+        lane.scatter();
+    }
+}
+
+struct Lane<'a> {
+    shared: &'a Arc<Shared>,
+    address: SocketAddr,
+    flights: VecDeque<Flight>,
+    /// In flight.
+    commands: usize,
+    bytes: usize,
+}
+
+impl Lane<'_> {
+    fn add(&mut self, batch: Batch) {
+        self.commands += batch.commands.len();
+        self.bytes += batch.bytes.len();
+        self.flights.push_back(Flight { batch, answered: 0, asked: false });
+    }
+
+    fn has_room(&self) -> bool {
+        self.commands < self.shared.window.load(Ordering::Relaxed)
+            && self.bytes < self.shared.flight_bytes()
+    }
+
+    /// Until the connection ends or nothing more is to be sent.
+    async fn serve(&mut self, mut stream: TcpStream, batches: &mut mpsc::Receiver<Batch>) {
+        let (mut reader, mut writer) = stream.split();
+        let mut input = vec![0; READ_BYTES];
+        // Bytes of an answer that isn't whole yet.
+        let mut held: Vec<u8> = Vec::new();
+        // The flight that is being sent, counted from the front, and how much of it is.
+        let (mut sending, mut sent) = (0, 0);
+        loop {
+            let unsent =
+                self.flights.get(sending).and_then(|flight| flight.batch.bytes.get(sent..));
+            let more = unsent.is_none() && self.has_room();
+            let read = tokio::select! {
+                written = writer.write(unsent.unwrap_or_default()), if unsent.is_some() => {
+                    let Ok(written) = written else { return };
+                    sent += written;
+                    if self.flights.get(sending).is_some_and(|flight| sent >= flight.batch.bytes.len()) {
+                        (sending, sent) = (sending + 1, 0);
+                    }
+                    continue;
+                }
+                read = reader.read(&mut input) => read,
+                batch = batches.recv(), if more => {
+                    match batch {
+                        Some(batch) => self.add(batch),
+                        None if self.flights.is_empty() => return,
+                        None => {}
+                    }
+                    continue;
+                }
+            };
+            let Ok(read @ 1..) = read else { return };
+            let before = self.flights.len();
+            let fresh = input.get(..read).unwrap_or_default();
+            if held.is_empty() {
+                let Some(used) = self.answers(fresh) else { return };
+                held.extend_from_slice(fresh.get(used..).unwrap_or_default());
+            } else {
+                held.extend_from_slice(fresh);
+                let Some(used) = self.answers(&held) else { return };
+                held.drain(..used);
+            }
+            let gone = before - self.flights.len();
+            let Some(left) = sending.checked_sub(gone) else { return };
+            sending = left;
+        }
+    }
+
+    /// Takes whole answers off the input: how many bytes they were. None: this is no answer to
+    /// what was asked.
+    fn answers(&mut self, input: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
+            let length = match rest.first() {
+                Some(b'+' | b':' | b'-') => {
+                    rest.iter().position(|byte| *byte == b'\n').map(|end| end + 1)
+                }
+                _ => decode(rest, &Limits::default()).ok()?.map(|(_, length)| length),
+            };
+            let Some(length) = length else { break };
+            self.answer(rest.get(..length).unwrap_or_default())?;
+            at += length;
+        }
+        Some(at)
+    }
+
+    fn answer(&mut self, reply: &[u8]) -> Option<()> {
+        let flight = self.flights.front_mut()?;
+        let sent = *flight.batch.commands.get(flight.answered)?;
+        if sent.asking && !flight.asked {
+            flight.asked = true;
+            return Some(());
+        }
+        let start =
+            flight.answered.checked_sub(1).and_then(|before| flight.batch.commands.get(before));
+        let start = start.map_or(0, |before| before.end);
+        flight.answered += 1;
+        flight.asked = false;
+        self.commands -= 1;
+        let done = flight.answered == flight.batch.commands.len();
+        let command = flight.batch.bytes.get(start..sent.end).unwrap_or_default();
+        if reply.first() == Some(&b'-') {
+            refused(self.shared, self.address, sent, command, reply);
+        } else {
+            let progress = &self.shared.progress;
+            progress.done.fetch_add(1, Ordering::Relaxed);
+            progress.bytes.fetch_add(command.len() as u64, Ordering::Relaxed);
+        }
+        if done {
+            self.bytes -= flight.batch.bytes.len();
+            self.flights.pop_front();
+        }
+        Some(())
+    }
+
+    /// The connection is lost: what wasn't answered is to be sent again.
+    fn scatter(&mut self) {
+        for flight in self.flights.drain(..) {
+            let mut start = 0;
+            for (at, sent) in flight.batch.commands.iter().enumerate() {
+                let command = flight.batch.bytes.get(start..sent.end).unwrap_or_default();
+                start = sent.end;
+                if at >= flight.answered {
+                    stray(self.shared, self.address, *sent, command, Again::Lost);
+                }
+            }
+            // Only now: the strays have their own marks.
+            drop(flight.batch.mark);
+        }
+        (self.commands, self.bytes) = (0, 0);
+    }
+}
+
+fn refused(shared: &Arc<Shared>, address: SocketAddr, sent: Sent, command: &[u8], reply: &[u8]) {
+    let text = String::from_utf8_lossy(reply.get(1..).unwrap_or_default());
+    let error = ServerError::parse(text.trim_end());
+    let again = match (error.redirect(), error.code.as_str()) {
+        (Some(Redirect::Moved { host, port, .. }), _) => Again::Moved(peer(&host, port, address)),
+        (Some(Redirect::Ask { host, port, .. }), _) => Again::Ask(peer(&host, port, address)),
+        (None, "BUSYKEY") => {
+            shared.progress.busy.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        (
+            None,
+            "TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "READONLY" | "OOM" | "MISCONF"
+            | "NOREPLICAS" | "BUSY" | "UNKILLABLE",
+        ) => Again::Later(error),
+        _ => {
+            shared.progress.refuse(key_of(command, sent.asking), error);
+            return;
+        }
+    };
+    stray(shared, address, sent, command, again);
+}
+
+fn stray(shared: &Arc<Shared>, from: SocketAddr, sent: Sent, command: &[u8], again: Again) {
+    let asking = if sent.asking { super::mend::ASKING.len() } else { 0 };
+    let stray = Stray {
+        command: command.get(asking..).unwrap_or_default().to_vec(),
+        slot: sent.slot,
+        offset: sent.offset,
+        from,
+        again,
+        mark: Mark::new(shared, sent.offset),
+    };
+    shared.progress.repeated.fetch_add(1, Ordering::Relaxed);
+    // Where nobody mends any more, the load has stopped.
+    let _ = shared.strays.send(stray);
+}
+
+/// The redirect's address; the host that was asked where it says none.
+fn peer(host: &str, port: u16, asked: SocketAddr) -> SocketAddr {
+    SocketAddr::new(host.parse().unwrap_or(asked.ip()), port)
+}
+
+/// A command's second word.
+fn key_of(command: &[u8], asking: bool) -> &[u8] {
+    let skip = if asking { super::mend::ASKING.len() } else { 0 };
+    let mut rest = command.get(skip..).unwrap_or_default();
+    let mut line = || {
+        let end = rest.windows(2).position(|two| two == b"\r\n")?;
+        let (head, tail) = rest.split_at_checked(end)?;
+        rest = tail.get(2..)?;
+        Some(head)
+    };
+    let _count = line();
+    let _length = line();
+    let _name = line();
+    let length = line().and_then(|head| std::str::from_utf8(head.get(1..)?).ok()?.parse().ok());
+    length.and_then(|length: usize| rest.get(..length)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_command() {
+        let check = |command: &[u8], asking, key: &[u8]| assert_eq!(key_of(command, asking), key);
+        check(b"*2\r\n$3\r\nGET\r\n$2\r\nab\r\n", false, b"ab");
+        check(b"*1\r\n$6\r\nASKING\r\n*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n", true, b"\r\n");
+        check(b"*1\r\n$4\r\nPING\r\n", false, b"");
+    }
+}

@@ -1,0 +1,136 @@
+//! Sends again, in order, what could not be done where or when it was sent.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use protocol::{Slot, resp::ServerError};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::{
+    LoadError, Mark, Shared,
+    lane::{Batch, Sent},
+    locked,
+};
+
+/// What goes before a command that a slot's coming owner is asked to do.
+pub(super) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
+
+/// Between two tries of what can't be done for now.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// After so long without a complaint, the next one is about something else.
+const CALM: Duration = Duration::from_secs(5);
+
+/// A command that is to be sent again.
+#[derive(Debug)]
+pub(super) struct Stray {
+    /// Without an ASKING.
+    pub command: Vec<u8>,
+    pub slot: Slot,
+    pub offset: u64,
+    /// Who didn't do it.
+    pub from: SocketAddr,
+    pub again: Again,
+    pub mark: Mark,
+}
+
+/// Where, or when.
+#[derive(Debug)]
+pub(super) enum Again {
+    Moved(SocketAddr),
+    Ask(SocketAddr),
+    Later(ServerError),
+    /// The connection ended before it was answered.
+    Lost,
+}
+
+/// Mends until the load ends.
+pub(super) async fn run(shared: Arc<Shared>, mut strays: mpsc::UnboundedReceiver<Stray>) {
+    // Since when something is held up, and when that was last seen.
+    let mut stuck: Option<(Instant, Instant)> = None;
+    let mut pause = PAUSE_MIN;
+    while let Some(first) = strays.recv().await {
+        let mut found = vec![first];
+        while let Ok(stray) = strays.try_recv() {
+            found.push(stray);
+        }
+        let held_up = found.iter().find_map(|stray| match &stray.again {
+            Again::Later(error) => Some((stray.from, Some(error))),
+            Again::Lost => Some((stray.from, None)),
+            Again::Moved(_) | Again::Ask(_) => None,
+        });
+        if let Some((from, error)) = held_up {
+            let now = Instant::now();
+            let since = match stuck {
+                Some((since, seen)) if now - seen < CALM => since,
+                _ => now,
+            };
+            stuck = Some((since, now));
+            let words =
+                error.map_or_else(|| "the connection broke".to_owned(), ToString::to_string);
+            *locked(&shared.progress.waiting_for) = Some(format!("{from}: {words}"));
+            if since.elapsed() > shared.options.patience {
+                let seconds = since.elapsed().as_secs();
+                shared.stop(match error {
+                    Some(error) => {
+                        LoadError::Refused { address: from, seconds, source: error.clone() }
+                    }
+                    None => LoadError::Away { address: from, seconds },
+                });
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            // A cluster that can't be asked now may be in a moment.
+            let _ = shared.table.refresh().await;
+        } else {
+            (stuck, pause) = (None, PAUSE_MIN);
+            *locked(&shared.progress.waiting_for) = None;
+        }
+        for stray in &found {
+            if let Again::Moved(to) = stray.again {
+                shared.table.moved(stray.slot, to);
+            }
+        }
+        if send(&shared, found).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// To their lanes, in the order found.
+async fn send(shared: &Arc<Shared>, strays: Vec<Stray>) -> Result<(), LoadError> {
+    let mut batches: BTreeMap<usize, Batch> = BTreeMap::new();
+    for stray in strays {
+        let lane = match stray.again {
+            Again::Ask(to) => usize::from(shared.table.lane_at(to)),
+            _ => match shared.table.lane_of(stray.slot) {
+                Ok(lane) => lane,
+                Err(error) => {
+                    shared.stop(error.clone());
+                    return Err(error);
+                }
+            },
+        };
+        let asking = matches!(stray.again, Again::Ask(_));
+        let batch =
+            batches.entry(lane).or_insert_with(|| Batch::new(Mark::new(shared, stray.offset)));
+        if asking {
+            batch.bytes.extend_from_slice(ASKING);
+        }
+        batch.bytes.extend_from_slice(&stray.command);
+        let end = batch.bytes.len();
+        batch.commands.push(Sent { end, slot: stray.slot, offset: stray.offset, asking });
+        drop(stray.mark);
+    }
+    for (lane, batch) in batches {
+        let sender = shared.table.sender(lane, shared, &Handle::current());
+        // A closed lane means a load that ends.
+        let _ = sender.send(batch).await;
+    }
+    Ok(())
+}
