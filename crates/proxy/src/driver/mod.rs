@@ -1,0 +1,516 @@
+//! Sockets, clock and threads for the engine: one event loop to a thread, nothing shared.
+//!
+//! A socket is registered once, edge-triggered, for both directions; afterwards a request costs a
+//! read and a write at either end, less where several come together. A read that doesn't fill the
+//! buffer has emptied the socket: it is not read again for an error that says so.
+//!
+//! TLS belongs between [`socket::Socket`] and the engine, which sees plain bytes only.
+
+mod resolver;
+mod socket;
+
+use std::{
+    io::{self, ErrorKind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token, Waker, event::Event};
+
+pub use self::socket::{Listener, ListenError};
+use self::{resolver::Resolver, socket::Socket};
+use crate::{
+    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, Micros, PoolSetup},
+    route::{Address, Topology},
+};
+
+/// Bytes that one read may bring.
+const READ_BYTES: usize = 128 << 10;
+/// Reads in a row from one socket, so that one client doesn't keep the others waiting.
+const READS_MAX: usize = 8;
+const EVENTS_MAX: usize = 1024;
+/// Connections accepted in a row.
+const ACCEPTS_MAX: usize = 256;
+
+/// Tokens: what a socket is stands in the lowest two bits, where it is in the others.
+const KIND_BITS: usize = 2;
+const CLIENT: usize = 0;
+const CONN: usize = 1;
+const LISTENER: usize = 2;
+const WAKER: Token = Token(3);
+
+/// What other threads tell a loop.
+#[derive(Debug)]
+enum Message {
+    Topology { pool: usize, topology: Topology },
+    Resolved { conn: ConnId, address: Option<Address> },
+    Stop,
+}
+
+/// What a loop tells the one who started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A pool's topology seems to be outdated.
+    Refresh { pool: usize },
+}
+
+/// A running loop.
+pub struct Running {
+    messages: Sender<Message>,
+    waker: Arc<Waker>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Running {
+    /// Gives the loop a cluster's current state.
+    pub fn set_topology(&self, pool: usize, topology: Topology) {
+        self.send(Message::Topology { pool, topology });
+    }
+
+    /// Asks it to end.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    fn send(&self, message: Message) {
+        // A loop that has ended doesn't listen, and need not.
+        let _ = self.messages.send(message);
+        let _ = self.waker.wake();
+    }
+
+    /// Waits until it has ended.
+    pub fn join(self) -> io::Result<()> {
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the proxy's thread panicked")))
+    }
+}
+
+/// Starts a loop in a thread of its own. Each listener belongs to the pool of its number.
+pub fn start(
+    name: &str,
+    limits: Limits,
+    pools: Vec<PoolSetup>,
+    listeners: Vec<(usize, Listener)>,
+    notices: Sender<Notice>,
+) -> io::Result<Running> {
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+    let (sender, messages) = channel();
+    let mut engine = Engine::new(limits);
+    for pool in pools {
+        engine.add_pool(pool);
+    }
+    let resolver = Resolver::new(sender.clone(), Arc::clone(&waker));
+    let mut driver = Loop {
+        poll,
+        engine,
+        started: Instant::now(),
+        listeners: Vec::new(),
+        clients: Vec::new(),
+        conns: Vec::new(),
+        buffer: vec![0; READ_BYTES].into_boxed_slice(),
+        again: Vec::new(),
+        messages,
+        notices,
+        resolver,
+        stopping: false,
+    };
+    for (pool, mut listener) in listeners {
+        let token = Token(driver.listeners.len() << KIND_BITS | LISTENER);
+        listener.register(driver.poll.registry(), token)?;
+        driver.listeners.push((pool, listener));
+    }
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || driver.run())?;
+    Ok(Running { messages: sender, waker, thread })
+}
+
+/// A socket with what is known of it, so that no call is made in vain.
+struct Place<T> {
+    id: T,
+    socket: Socket,
+    /// There may be something to read.
+    readable: bool,
+    /// It took all that was written last.
+    writable: bool,
+    /// The engine wants to read it.
+    wanted: bool,
+    /// The other end won't send more: reads go on until they say so.
+    closing: bool,
+}
+
+/// Sockets that have more to read than their share of a turn.
+#[derive(Clone, Copy)]
+enum Again {
+    Client(usize),
+    Conn(usize),
+    Listener(usize),
+}
+
+struct Loop {
+    poll: Poll,
+    engine: Engine,
+    started: Instant,
+    listeners: Vec<(usize, Listener)>,
+    clients: Vec<Option<Place<ClientId>>>,
+    conns: Vec<Option<Place<ConnId>>>,
+    buffer: Box<[u8]>,
+    again: Vec<Again>,
+    messages: Receiver<Message>,
+    notices: Sender<Notice>,
+    resolver: Resolver,
+    stopping: bool,
+}
+
+impl Loop {
+    fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while !self.stopping {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            let now = self.started.elapsed().as_micros() as Micros;
+            self.engine.set_now(now);
+            for event in &events {
+                self.event(event);
+            }
+            for again in std::mem::take(&mut self.again) {
+                match again {
+                    Again::Client(index) => self.read_client(index),
+                    Again::Conn(index) => self.read_conn(index),
+                    Again::Listener(index) => self.accept(index),
+                }
+            }
+            let due = self.engine.next_tick();
+            if due.is_some_and(|due| due <= now) {
+                self.engine.tick();
+            }
+            self.flush();
+        }
+        Ok(())
+    }
+
+    /// How long nothing happens without an event.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.again.is_empty() || self.engine.has_work() {
+            return Some(Duration::ZERO);
+        }
+        let due = self.engine.next_tick()?;
+        Some(Duration::from_micros(due.saturating_sub(self.engine.now())))
+    }
+
+    fn event(&mut self, event: &Event) {
+        let Token(token) = event.token();
+        let index = token >> KIND_BITS;
+        match token & ((1 << KIND_BITS) - 1) {
+            CLIENT => {
+                let Some(Some(place)) = self.clients.get_mut(index) else { return };
+                place.closing |= event.is_read_closed() || event.is_error();
+                if event.is_writable() && !place.writable {
+                    place.writable = true;
+                    let id = place.id;
+                    self.write_client(id);
+                }
+                if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    if let Some(Some(place)) = self.clients.get_mut(index) {
+                        place.readable = true;
+                    }
+                    self.read_client(index);
+                }
+            }
+            CONN => self.conn_event(index, event),
+            LISTENER => self.accept(index),
+            _ => self.receive(),
+        }
+    }
+
+    fn conn_event(&mut self, index: usize, event: &Event) {
+        let Some(Some(place)) = self.conns.get_mut(index) else { return };
+        place.closing |= event.is_read_closed() || event.is_error();
+        if event.is_writable() && !place.writable {
+            let id = place.id;
+            if let Err(error) = place.socket.failure() {
+                self.lose_conn(index, connect_loss(&error));
+                return;
+            }
+            place.writable = true;
+            self.engine.conn_opened(id);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            if let Some(Some(place)) = self.conns.get_mut(index) {
+                place.readable = true;
+            }
+            self.read_conn(index);
+        }
+    }
+
+    fn receive(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                Message::Topology { pool, topology } => self.engine.set_topology(pool, &topology),
+                Message::Resolved { conn, address: Some(address) } => self.connect(conn, &address),
+                Message::Resolved { conn, address: None } => {
+                    self.engine.conn_gone(conn, Loss::Unreachable);
+                }
+                Message::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    fn accept(&mut self, index: usize) {
+        for _ in 0..ACCEPTS_MAX {
+            let Some((pool, listener)) = self.listeners.get(index) else { return };
+            let pool = *pool;
+            let mut socket = match listener.accept() {
+                Ok(socket) => socket,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // Too many open files, for one. What waits is tried again with the next turn
+                    // that something else begins.
+                    tracing::warn!(%error, "cannot accept a client");
+                    return;
+                }
+            };
+            let id = self.engine.client_opened(pool);
+            let token = Token(id.index() << KIND_BITS | CLIENT);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if socket.register(self.poll.registry(), token, interest).is_err() {
+                self.engine.client_gone(id);
+                continue;
+            }
+            let place = Place {
+                id,
+                socket,
+                readable: true,
+                writable: true,
+                wanted: true,
+                closing: false,
+            };
+            put(&mut self.clients, id.index(), place);
+        }
+        self.again.push(Again::Listener(index));
+    }
+
+    fn read_client(&mut self, index: usize) {
+        for _ in 0..READS_MAX {
+            let Some(Some(place)) = self.clients.get_mut(index) else { return };
+            if !place.readable || !place.wanted {
+                return;
+            }
+            let id = place.id;
+            match place.socket.read(&mut self.buffer) {
+                Ok(0) => {
+                    place.readable = false;
+                    place.wanted = false;
+                    self.engine.client_ended(id);
+                    return;
+                }
+                Ok(count) => {
+                    place.readable = count == self.buffer.len() || place.closing;
+                    let bytes = self.buffer.get(..count).unwrap_or_default();
+                    let more = self.engine.client_bytes(id, bytes);
+                    place.wanted = more;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.lose_client(index);
+                    return;
+                }
+            }
+        }
+        self.again.push(Again::Client(index));
+    }
+
+    fn read_conn(&mut self, index: usize) {
+        for _ in 0..READS_MAX {
+            let Some(Some(place)) = self.conns.get_mut(index) else { return };
+            if !place.readable || !place.wanted {
+                return;
+            }
+            let id = place.id;
+            match place.socket.read(&mut self.buffer) {
+                Ok(0) => {
+                    self.lose_conn(index, Loss::Closed);
+                    return;
+                }
+                Ok(count) => {
+                    place.readable = count == self.buffer.len() || place.closing;
+                    let bytes = self.buffer.get(..count).unwrap_or_default();
+                    let more = self.engine.conn_bytes(id, bytes);
+                    place.wanted = more;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if !place.writable => {
+                    self.lose_conn(index, connect_loss(&error));
+                    return;
+                }
+                Err(_) => {
+                    self.lose_conn(index, Loss::Broken);
+                    return;
+                }
+            }
+        }
+        self.again.push(Again::Conn(index));
+    }
+
+    fn lose_client(&mut self, index: usize) {
+        if let Some(place) = self.clients.get_mut(index).and_then(Option::take) {
+            self.engine.client_gone(place.id);
+        }
+    }
+
+    fn lose_conn(&mut self, index: usize, loss: Loss) {
+        if let Some(place) = self.conns.get_mut(index).and_then(Option::take) {
+            self.engine.conn_gone(place.id, loss);
+        }
+    }
+
+    /// Ends the turn: everything that can be written is written.
+    fn flush(&mut self) {
+        self.engine.settle();
+        while let Some(id) = self.engine.next_conn_to_write() {
+            self.write_conn(id);
+        }
+        while let Some(id) = self.engine.next_client_to_write() {
+            self.write_client(id);
+        }
+        while let Some(action) = self.engine.next_action() {
+            self.act(action);
+        }
+    }
+
+    fn write_conn(&mut self, id: ConnId) {
+        let Some(Some(place)) = self.conns.get_mut(id.index()) else { return };
+        while place.writable && place.id == id {
+            let bytes = self.engine.conn_output(id);
+            if bytes.is_empty() {
+                return;
+            }
+            match place.socket.write(bytes) {
+                Ok(count) => {
+                    let partly = count < bytes.len();
+                    self.engine.conn_wrote(id, count);
+                    // The rest would not fit now; the socket says when it does.
+                    place.writable = !partly;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => place.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.lose_conn(id.index(), Loss::Broken);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn write_client(&mut self, id: ClientId) {
+        let Some(Some(place)) = self.clients.get_mut(id.index()) else { return };
+        if place.id != id {
+            return;
+        }
+        loop {
+            let bytes = self.engine.client_output(id);
+            if bytes.is_empty() || !place.writable {
+                self.engine.client_wrote(id, 0);
+                return;
+            }
+            match place.socket.write(bytes) {
+                Ok(count) => {
+                    place.writable = count == bytes.len();
+                    if self.engine.client_wrote(id, count) {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => place.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.lose_client(id.index());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect { conn, address } => match &*address {
+                Address::Name { host, port } => self.resolver.ask(conn, host.clone(), *port),
+                address => self.connect(conn, address),
+            },
+            Action::CloseConn(id) => {
+                if self.conns.get(id.index()).is_some_and(|p| p.as_ref().is_some_and(|p| p.id == id))
+                    && let Some(place) = self.conns.get_mut(id.index())
+                {
+                    *place = None;
+                }
+                self.engine.forget_conn(id);
+            }
+            Action::CloseClient(id) => self.lose_client(id.index()),
+            Action::ReadClient(id) => {
+                if let Some(Some(place)) = self.clients.get_mut(id.index())
+                    && place.id == id
+                {
+                    place.wanted = true;
+                    self.again.push(Again::Client(id.index()));
+                }
+            }
+            Action::ReadConn(id) => {
+                if let Some(Some(place)) = self.conns.get_mut(id.index())
+                    && place.id == id
+                {
+                    place.wanted = true;
+                    self.again.push(Again::Conn(id.index()));
+                }
+            }
+            Action::Refresh { pool } => {
+                let _ = self.notices.send(Notice::Refresh { pool });
+            }
+        }
+    }
+
+    fn connect(&mut self, id: ConnId, address: &Address) {
+        let token = Token(id.index() << KIND_BITS | CONN);
+        let made = Socket::connect(address).and_then(|mut socket| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            socket.register(self.poll.registry(), token, interest).map(|()| socket)
+        });
+        match made {
+            Ok(socket) => {
+                let place = Place {
+                    id,
+                    socket,
+                    readable: false,
+                    writable: false,
+                    wanted: true,
+                    closing: false,
+                };
+                put(&mut self.conns, id.index(), place);
+            }
+            Err(error) => self.engine.conn_gone(id, connect_loss(&error)),
+        }
+    }
+}
+
+/// How it ends when a connection cannot be made.
+fn connect_loss(error: &io::Error) -> Loss {
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => Loss::Refused,
+        _ => Loss::Unreachable,
+    }
+}
+
+fn put<T>(places: &mut Vec<Option<Place<T>>>, index: usize, place: Place<T>) {
+    if index >= places.len() {
+        places.resize_with(index + 1, || None);
+    }
+    if let Some(free) = places.get_mut(index) {
+        *free = Some(place);
+    }
+}

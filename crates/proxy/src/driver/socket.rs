@@ -1,0 +1,200 @@
+//! Sockets of both families.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use mio::{
+    Interest, Registry, Token,
+    event::Source as _,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+
+use crate::route::Address;
+
+/// A connection.
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Begins to connect; a name must have been looked up before.
+    pub fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(*address)?;
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
+            Address::Name { host, .. } => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} is not looked up")))
+            }
+        }
+    }
+
+    pub fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.register(registry, token, interest),
+            Self::Unix(stream) => stream.register(registry, token, interest),
+        }
+    }
+
+    #[inline]
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    #[inline]
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    /// Why the connection could not be made; fine when it could.
+    pub fn failure(&self) -> io::Result<()> {
+        let error = match self {
+            Self::Tcp(stream) => stream.take_error()?,
+            Self::Unix(stream) => stream.take_error()?,
+        };
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// Something that clients connect to.
+pub struct Listener {
+    kind: Kind,
+    address: Address,
+}
+
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A listening socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct ListenError {
+    pub address: Address,
+    pub source: io::Error,
+}
+
+impl Listener {
+    /// Listeners at an address, one for each of so many threads. TCP's share the port, and the
+    /// kernel deals the clients out; a path's share the socket. `mode` is the path's permissions.
+    pub fn bind(
+        address: &Address,
+        threads: usize,
+        backlog: i32,
+        mode: Option<u32>,
+    ) -> Result<Vec<Self>, ListenError> {
+        let made = match address {
+            Address::Unix(path) => unix(path, threads, backlog, mode),
+            _ => tcp(address, threads, backlog),
+        };
+        made.map_err(|source| ListenError { address: address.clone(), source })
+    }
+
+    /// Where it really listens: a port 0 was replaced.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match &mut self.kind {
+            Kind::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
+            Kind::Unix(listener) => listener.register(registry, token, Interest::READABLE),
+        }
+    }
+
+    pub(super) fn accept(&self) -> io::Result<Socket> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tcp(stream))
+            }
+            Kind::Unix(listener) => Ok(Socket::Unix(listener.accept()?.0)),
+        }
+    }
+}
+
+fn tcp(address: &Address, threads: usize, backlog: i32) -> io::Result<Vec<Listener>> {
+    let mut wanted = match address {
+        Address::Tcp(address) => *address,
+        Address::Name { host, port } => {
+            let mut found = std::net::ToSocketAddrs::to_socket_addrs(&(host.as_str(), *port))?;
+            found.next().ok_or(io::ErrorKind::AddrNotAvailable)?
+        }
+        Address::Unix(_) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let mut listeners = Vec::new();
+    for number in 0..threads.max(1) {
+        let socket =
+            RawSocket::new(Domain::for_address(wanted), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if threads > 1 && number > 0 {
+            socket.set_reuse_port(true)?;
+        } else if threads > 1 {
+            // The first one tells whether somebody else has the address already.
+            let probe = RawSocket::new(Domain::for_address(wanted), Type::STREAM, None)?;
+            probe.set_reuse_address(true)?;
+            probe.bind(&SockAddr::from(wanted))?;
+            drop(probe);
+            socket.set_reuse_port(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&SockAddr::from(wanted))?;
+        socket.listen(backlog)?;
+        let listener = TcpListener::from_std(socket.into());
+        wanted = listener.local_addr()?;
+        listeners.push(Listener { kind: Kind::Tcp(listener), address: Address::Tcp(wanted) });
+    }
+    Ok(listeners)
+}
+
+fn unix(
+    path: &Path,
+    threads: usize,
+    backlog: i32,
+    mode: Option<u32>,
+) -> io::Result<Vec<Listener>> {
+    // What a process left behind that is no more.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err()
+    {
+        fs::remove_file(path)?;
+    }
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    if let Some(mode) = mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.listen(backlog)?;
+    let address = Address::Unix(PathBuf::from(path));
+    let first: std::os::unix::net::UnixListener = std::os::fd::OwnedFd::from(socket).into();
+    let mut listeners = Vec::new();
+    for _ in 1..threads {
+        let kind = Kind::Unix(UnixListener::from_std(first.try_clone()?));
+        listeners.push(Listener { kind, address: address.clone() });
+    }
+    listeners.push(Listener { kind: Kind::Unix(UnixListener::from_std(first)), address });
+    Ok(listeners)
+}

@@ -1,0 +1,350 @@
+//! Connections to servers: made when first needed, shared by clients, ended with what they carry.
+
+use std::sync::Arc;
+
+use protocol::resp::encode_command;
+
+use super::{
+    Action, ClientId, ConnId, Core, Ending, Engine, Loss, Micros, Profile, Route, error,
+    server::{Conn, Kind, Link, Pending},
+    slab::Id,
+};
+use crate::route::{Slots, Topology};
+
+impl Core {
+    /// The connection that a client's requests to a server go over; made now where there is none.
+    /// The same client's always go over the same, so that they stay in order.
+    #[inline]
+    pub(super) fn conn_for(
+        &mut self,
+        server: u16,
+        profile: u16,
+        client: ClientId,
+    ) -> Result<ConnId, &'static [u8]> {
+        let found = self.servers.get(usize::from(server)).and_then(|server| {
+            let link = server.links.iter().find(|link| link.profile == profile)?;
+            match link.shared.as_slice() {
+                [only] => *only,
+                all => *all.get(client.index() % all.len().max(1))?,
+            }
+        });
+        match found {
+            Some(conn) => Ok(conn),
+            None => self.connect(server, profile, client),
+        }
+    }
+
+    #[cold]
+    fn connect(
+        &mut self,
+        server_index: u16,
+        profile: u16,
+        client: ClientId,
+    ) -> Result<ConnId, &'static [u8]> {
+        let Some(server) = self.servers.get_mut(usize::from(server_index)) else {
+            return Err(error::REFUSED);
+        };
+        if server.retry_at > self.now {
+            return Err(error::REFUSED);
+        }
+        let Some(pool) = self.pools.get(usize::from(server.pool)) else {
+            return Err(error::REFUSED);
+        };
+        let keeps = matches!(pool.route, Route::Slots(_));
+        let mut conn = Conn::new(server_index, profile, keeps);
+        if let Some(profile) = self.profiles.get(usize::from(profile)) {
+            begin(&mut conn, profile, self.now);
+        }
+        let conn = self.conns.insert(conn);
+        if !server.links.iter().any(|link| link.profile == profile) {
+            let shared = vec![None; pool.server_connections];
+            server.links.push(Link { profile, shared });
+        }
+        for link in server.links.iter_mut().filter(|link| link.profile == profile) {
+            let places = link.shared.len().max(1);
+            if let Some(place) = link.shared.get_mut(client.index() % places) {
+                *place = Some(conn);
+            }
+        }
+        server.counters.connections.add(1);
+        let address = server.address.clone();
+        self.turn.actions.push_back(Action::Connect { conn, address });
+        Ok(conn)
+    }
+
+    /// Does the pool share keys among standalone servers?
+    pub(super) fn is_ring(&self, pool: u16) -> bool {
+        let route = self.pools.get(usize::from(pool)).map(|pool| &pool.route);
+        matches!(route, Some(Route::Ring(_)))
+    }
+
+    pub(super) fn want_refresh(&mut self, pool: u16) {
+        let wanted = Action::Refresh { pool: usize::from(pool) };
+        if !self.turn.actions.contains(&wanted) {
+            self.turn.actions.push_back(wanted);
+        }
+    }
+
+    /// New requests will not go over this connection.
+    pub(super) fn retire(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.retired = true;
+        let Some(server) = self.servers.get_mut(usize::from(conn.server)) else { return };
+        for place in server.links.iter_mut().flat_map(|link| &mut link.shared) {
+            if *place == Some(id) {
+                *place = None;
+            }
+        }
+    }
+}
+
+/// What a connection starts with.
+fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
+    let mut send = |words: &[&str]| {
+        let before = conn.output.len();
+        encode_command(words, conn.output.bytes());
+        let length = conn.output.len() - before;
+        conn.pending.push_back(Pending {
+            client: Id::nobody(),
+            number: 0,
+            part: 0,
+            lane: 0,
+            length,
+            at: now,
+            kind: Kind::Prologue,
+            repeatable: false,
+            tries: 1,
+        });
+    };
+    let user = profile.user.as_deref();
+    let password = profile.password.as_deref();
+    match (profile.resp3, user, password) {
+        (true, user, Some(password)) => {
+            send(&["HELLO", "3", "AUTH", user.unwrap_or("default"), password]);
+        }
+        (true, _, None) => send(&["HELLO", "3"]),
+        (false, Some(user), Some(password)) => send(&["AUTH", user, password]),
+        (false, None, Some(password)) => send(&["AUTH", password]),
+        (false, _, None) => {}
+    }
+    if profile.database > 0 {
+        send(&["SELECT", &profile.database.to_string()]);
+    }
+}
+
+impl Engine {
+    /// A connection was made.
+    pub fn conn_opened(&mut self, id: ConnId) {
+        let Some(conn) = self.core.conns.get_mut(id) else { return };
+        conn.connected = true;
+        if conn.output.unsent_len() > 0 {
+            conn.mark(id, &mut self.core.turn);
+        }
+        if let Some(server) = self.core.servers.get_mut(usize::from(conn.server)) {
+            (server.failures, server.retry_at) = (0, 0);
+        }
+    }
+
+    /// A connection could not be made, or is no more; its socket is closed.
+    pub fn conn_gone(&mut self, id: ConnId, loss: Loss) {
+        let error = match loss {
+            Loss::Refused => error::REFUSED,
+            Loss::Unreachable => error::HOST_DOWN,
+            Loss::Closed | Loss::Broken => error::LOST,
+        };
+        self.end_conn(id, error, matches!(loss, Loss::Refused | Loss::Unreachable));
+        self.forget_conn(id);
+    }
+
+    /// After [`Action::CloseConn`]: its socket is closed.
+    pub fn forget_conn(&mut self, id: ConnId) {
+        self.core.conns.remove(id);
+    }
+
+    /// The engine is done with a connection: everyone who waits there is told.
+    pub(super) fn kill_conn(&mut self, id: ConnId, error: &[u8]) {
+        if self.core.conns.get(id).is_some_and(|conn| !conn.dead) {
+            self.end_conn(id, error, false);
+            self.core.turn.actions.push_back(Action::CloseConn(id));
+        }
+    }
+
+    fn end_conn(&mut self, id: ConnId, error: &[u8], unmade: bool) {
+        self.core.retire(id);
+        let Some(conn) = self.core.conns.get_mut(id) else { return };
+        if std::mem::replace(&mut conn.dead, true) {
+            return;
+        }
+        conn.output.clear();
+        conn.held = Vec::new();
+        if conn.stalled.take().is_some() {
+            self.core.stalls -= 1;
+        }
+        let pending = std::mem::take(&mut conn.pending);
+        let streaming = conn.streaming;
+        let index = conn.server;
+        self.core.turn.woken.append(&mut conn.waiting);
+        let mut pool_index = 0;
+        if let Some(server) = self.core.servers.get_mut(usize::from(index)) {
+            pool_index = server.pool;
+            server.counters.connections.sub(1);
+            if unmade {
+                server.counters.broken.add(1);
+                let pool = self.core.pools.get(usize::from(server.pool));
+                let (min, max) = pool.map_or((0, 0), |pool| (pool.backoff_min, pool.backoff_max));
+                server.retry_at = self.core.now + (min << server.failures.min(20)).min(max);
+                server.failures += 1;
+            } else {
+                server.counters.ended.add(1);
+            }
+        }
+        if !self.core.is_ring(pool_index) {
+            self.core.want_refresh(pool_index);
+        }
+        for (position, pending) in pending.into_iter().enumerate() {
+            if position == 0 && streaming {
+                // Half a reply is out: there is no way to end it well.
+                self.close_client(pending.client);
+            } else if pending.kind == Kind::Request {
+                self.fail(&pending, error);
+            }
+        }
+    }
+
+    /// Gives a pool the current state of its cluster.
+    pub fn set_topology(&mut self, pool_index: usize, topology: &Topology) {
+        let mut slots = Slots::default();
+        let mut servers = Vec::new();
+        for (address, ranges) in &topology.primaries {
+            let server = servers.len() as u16;
+            servers.push(self.core.add_server(pool_index, Arc::clone(address)));
+            for slot in ranges.iter().flat_map(|(first, last)| *first..=*last) {
+                slots.set_owner(slot, server);
+            }
+        }
+        if let Some(pool) = self.core.pools.get_mut(pool_index) {
+            (pool.route, pool.servers) = (Route::Slots(slots), servers);
+        }
+    }
+
+    /// Ends a client's connection without further words.
+    pub(super) fn close_client(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id)
+            && client.ending != Ending::Closed
+        {
+            client.ending = Ending::Closed;
+            self.core.turn.actions.push_back(Action::CloseClient(id));
+        }
+    }
+
+    /// Answers a request, or a part of one, with an error of ours.
+    pub(super) fn fail(&mut self, pending: &Pending, error: &[u8]) {
+        let Some(client) = self.clients.get_mut(pending.client) else { return };
+        if let Some(pool) = self.core.pools.get(usize::from(client.pool)) {
+            pool.counters.forward_errors.add(1);
+        }
+        client.answer(pending.number, pending.part, error, &mut self.core.splits);
+        client.mark(pending.client, &mut self.core.turn);
+    }
+
+    /// A connection that has something to be written.
+    pub fn next_conn_to_write(&mut self) -> Option<ConnId> {
+        loop {
+            let id = self.core.turn.dirty_conns.pop()?;
+            if let Some(conn) = self.core.conns.get_mut(id) {
+                conn.dirty = false;
+                if conn.connected && !conn.dead {
+                    return Some(id);
+                }
+            }
+        }
+    }
+
+    /// What is to be written to it.
+    pub fn conn_output(&self, id: ConnId) -> &[u8] {
+        self.core.conns.get(id).map(|conn| conn.output.unsent()).unwrap_or_default()
+    }
+
+    /// So many of those bytes were written. True: all of them.
+    pub fn conn_wrote(&mut self, id: ConnId, count: usize) -> bool {
+        let Some(conn) = self.core.conns.get_mut(id) else { return true };
+        if conn.keeps {
+            conn.output.wrote(count);
+        } else {
+            conn.output.wrote_and_done(count);
+        }
+        if !conn.waiting.is_empty()
+            && conn.output.unsent_len() <= self.core.limits.server_bytes_max / 2
+        {
+            self.core.turn.woken.append(&mut conn.waiting);
+        }
+        conn.output.unsent_len() == 0
+    }
+
+    /// Does what time demands: to be called at [`Engine::next_tick`].
+    pub fn tick(&mut self) {
+        let now = self.core.now;
+        self.core.ticked = now;
+        for id in self.core.conns.ids() {
+            let Some(conn) = self.core.conns.get(id) else { continue };
+            let server = self.core.servers.get(usize::from(conn.server));
+            let pool = server.and_then(|server| self.core.pools.get(usize::from(server.pool)));
+            let timeout = pool.and_then(|pool| pool.timeout);
+            if let Some((client, since)) = conn.stalled
+                && since + self.core.limits.stall <= now
+            {
+                self.close_client(client);
+            }
+            if let Some(timeout) = timeout {
+                self.expire(id, timeout);
+            }
+        }
+    }
+
+    /// Answers what a connection did not answer in time.
+    fn expire(&mut self, id: ConnId, timeout: Micros) {
+        let now = self.core.now;
+        loop {
+            let Some(conn) = self.core.conns.get_mut(id) else { return };
+            let Some(pending) = conn.pending.get_mut(conn.expired) else { break };
+            if pending.at + timeout > now {
+                break;
+            }
+            let late = *pending;
+            if late.kind == Kind::Prologue {
+                self.kill_conn(id, error::TIMED_OUT);
+                return;
+            }
+            let streaming = conn.expired == 0 && conn.streaming;
+            pending.kind = Kind::Discard;
+            conn.expired += 1;
+            if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
+                server.counters.timed_out.add(1);
+            }
+            if streaming {
+                self.close_client(late.client);
+            } else if late.kind == Kind::Request {
+                self.fail(&late, error::TIMED_OUT);
+            }
+        }
+        // A server that says nothing for that long, again and again, has a broken connection.
+        let Some(conn) = self.core.conns.get(id) else { return };
+        let dead = conn.pending.front().is_some_and(|oldest| {
+            oldest.kind == Kind::Discard && oldest.at + GIVE_UP_TIMEOUTS * timeout <= now
+        });
+        if dead || (!conn.connected && conn.expired > 0) {
+            self.kill_conn(id, error::TIMED_OUT);
+        }
+    }
+
+    /// When [`Engine::tick`] is to be called; None: nothing waits.
+    pub fn next_tick(&self) -> Option<Micros> {
+        let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
+        (waits || self.core.stalls > 0).then(|| self.core.ticked + TICK)
+    }
+}
+
+/// A connection whose oldest request is unanswered for so many timeouts is given up.
+const GIVE_UP_TIMEOUTS: u64 = 4;
+/// How exact timeouts are.
+const TICK: Micros = 20_000;

@@ -1,0 +1,559 @@
+//! From a client's bytes to requests to servers.
+
+use std::cell::OnceCell;
+
+use protocol::commands::{self, Arguments, Command, Repeat, Route as Way};
+
+use super::{
+    ClientId, Core,
+    client::{Awaited, Client, Ending, Hold},
+    error,
+    request::{self, Frame, Span},
+    server::{ConnId, Kind, Pending},
+    split::{Merge, Split, push_number},
+};
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is answered or on its way.
+    Taken,
+    /// It has to wait; the client is on hold.
+    Later,
+}
+
+/// What dealing out a request needs, reused.
+#[derive(Default)]
+pub(super) struct Scratch {
+    keys: Vec<Key>,
+    /// By lane: which round last saw it, and the part it got then.
+    lanes: Vec<(u32, u16)>,
+    round: u32,
+    parts: Vec<Part>,
+    /// Keys in the order of their parts.
+    order: Vec<u32>,
+    /// An inline request as servers want it.
+    inline: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct Key {
+    /// Where it lies with its header and its end, its value too where it has one.
+    start: u32,
+    end: u32,
+    part: u16,
+}
+
+#[derive(Clone, Copy)]
+struct Part {
+    lane: u16,
+    conn: Result<ConnId, &'static [u8]>,
+    keys: u32,
+    next: u32,
+}
+
+impl Core {
+    /// Serves the requests in `bytes`; how many bytes are done with. Stops where one isn't whole,
+    /// and where the client is put on hold.
+    pub(super) fn serve(&mut self, id: ClientId, client: &mut Client, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        loop {
+            if client.outstanding() >= self.limits.outstanding_max
+                || client.bytes_waiting() >= self.limits.waiting_bytes_max
+            {
+                client.hold = Hold::Limits;
+                client.mark(id, &mut self.turn);
+                return at;
+            }
+            let rest = bytes.get(at..).unwrap_or_default();
+            if rest.is_empty() {
+                return at;
+            }
+            let mut progress =
+                client.work.as_deref_mut().map_or_else(Default::default, |work| work.progress);
+            let found = request::frame(rest, &mut progress, &self.limits.request);
+            match found {
+                Ok(Some(frame)) => {
+                    let request = rest.get(..frame.length).unwrap_or_default();
+                    if self.dispatch(id, client, request, &frame) == Outcome::Later {
+                        return at;
+                    }
+                    if let Some(work) = client.work.as_deref_mut() {
+                        work.progress = request::Progress::default();
+                    }
+                    at += frame.length;
+                    if client.ending >= Ending::Answering {
+                        return bytes.len();
+                    }
+                }
+                Ok(None) if rest.len() > self.limits.query_bytes_max => {
+                    return self.give_up(id, client, request::RequestError::TooBig, bytes);
+                }
+                Ok(None) => {
+                    client.work.get_or_insert_with(|| self.works.take()).progress = progress;
+                    return at;
+                }
+                Err(error) => return self.give_up(id, client, error, bytes),
+            }
+        }
+    }
+
+    /// The client can't be understood: it is told so, after what it asked before, and closed.
+    #[cold]
+    fn give_up(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        error: request::RequestError,
+        bytes: &[u8],
+    ) -> usize {
+        if let Some(pool) = self.pools.get(usize::from(client.pool)) {
+            pool.counters.clients_broken.add(1);
+        }
+        self.reply(id, client, format!("-ERR Protocol error: {error}\r\n").as_bytes());
+        client.ending = Ending::Answering;
+        bytes.len()
+    }
+
+    /// Answers the request that is at hand.
+    pub(super) fn reply(&mut self, id: ClientId, client: &mut Client, reply: &[u8]) {
+        client.answer_now(&mut self.works, |out| out.extend_from_slice(reply));
+        client.mark(id, &mut self.turn);
+    }
+
+    #[inline]
+    fn dispatch(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        request: &[u8],
+        frame: &Frame,
+    ) -> Outcome {
+        if frame.words == 0 {
+            return Outcome::Taken;
+        }
+        if request.first() != Some(&b'*') {
+            return self.dispatch_inline(id, client, request);
+        }
+        let Some(command) = commands::lookup(frame.name.of(request)) else {
+            return self.refuse_unknown(id, client, frame.name.of(request));
+        };
+        if client.authenticated
+            && command.route == Way::OneSlot
+            && command.only_key() == Some(1)
+            && command.takes(frame.words as usize)
+        {
+            let repeatable = match command.repeat {
+                Repeat::Always => true,
+                Repeat::PlainSet => frame.words == 3,
+                Repeat::Never => false,
+            };
+            return self.forward(id, client, request, frame.first.of(request), repeatable);
+        }
+        self.dispatch_rare(id, client, request, frame, command)
+    }
+
+    /// What is neither a command with one key, nor served without authentication.
+    fn dispatch_rare(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        request: &[u8],
+        frame: &Frame,
+        command: &'static Command,
+    ) -> Outcome {
+        let arguments = Request::new(request, frame.words);
+        let command = match arguments.get(1) {
+            Some(name) if command.is_container() => match command.subcommand(name) {
+                Some(subcommand) => subcommand,
+                None => return self.refuse_unknown(id, client, name),
+            },
+            _ => command,
+        };
+        if !client.authenticated && !matches!(command.name, "auth" | "hello" | "quit" | "reset") {
+            self.reply(id, client, error::NO_AUTH);
+            return Outcome::Taken;
+        }
+        if !command.takes(frame.words as usize) {
+            let name = command.name;
+            let text = format!("-ERR wrong number of arguments for '{name}' command\r\n");
+            self.reply(id, client, text.as_bytes());
+            return Outcome::Taken;
+        }
+        match command.route {
+            Way::OneSlot => self.dispatch_one_slot(id, client, &arguments, command),
+            Way::Split(merge) => {
+                let merge = match merge {
+                    commands::Merge::InOrderOfKeys => Merge::Array,
+                    commands::Merge::AllOk => Merge::AllOk,
+                    _ => Merge::Sum,
+                };
+                self.split(id, client, &arguments, command, merge)
+            }
+            Way::Local => {
+                self.answer_locally(id, client, &arguments, command);
+                Outcome::Taken
+            }
+            Way::Refused(why) => {
+                let text = format!("-ERR '{}' is not served: {why}\r\n", command.name);
+                self.reply(id, client, text.as_bytes());
+                Outcome::Taken
+            }
+            Way::AnyNode | Way::AllPrimaries(_) | Way::Scan | Way::Session(_) => {
+                let text = format!("-ERR '{}' is not served\r\n", command.name);
+                self.reply(id, client, text.as_bytes());
+                Outcome::Taken
+            }
+        }
+    }
+
+    /// A request whose keys have to be in one place.
+    fn dispatch_one_slot(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        arguments: &Request<'_>,
+        command: &'static Command,
+    ) -> Outcome {
+        let Ok(keys) = command.keys(arguments) else {
+            let text = b"-ERR Number of keys can't be greater than number of args\r\n";
+            self.reply(id, client, text);
+            return Outcome::Taken;
+        };
+        let mut first: Option<&[u8]> = None;
+        let mut lane = None;
+        for key in keys.filter_map(|index| arguments.get(index)) {
+            first.get_or_insert(key);
+            let target = self.pools.get(usize::from(client.pool)).map(|pool| pool.route.target(key));
+            if lane.is_some() && lane != target {
+                self.reply(id, client, error::CROSS_SLOT);
+                return Outcome::Taken;
+            }
+            lane = target;
+        }
+        let repeatable = command.safe_to_repeat(arguments);
+        self.forward(id, client, arguments.bytes, first.unwrap_or_default(), repeatable)
+    }
+
+    fn dispatch_inline(&mut self, id: ClientId, client: &mut Client, request: &[u8]) -> Outcome {
+        let mut whole = std::mem::take(&mut self.scratch.inline);
+        whole.clear();
+        let words: Vec<&[u8]> = request::words(request).collect();
+        protocol::resp::encode_command(&words, &mut whole);
+        let found = request::frame(&whole, &mut request::Progress::default(), &self.limits.request);
+        let outcome = match found {
+            Ok(Some(frame)) => self.dispatch(id, client, &whole, &frame),
+            _ => Outcome::Taken,
+        };
+        self.scratch.inline = whole;
+        outcome
+    }
+
+    #[cold]
+    fn refuse_unknown(&mut self, id: ClientId, client: &mut Client, name: &[u8]) -> Outcome {
+        let shown: String = String::from_utf8_lossy(name)
+            .chars()
+            .take(64)
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect();
+        self.reply(id, client, format!("-ERR unknown command '{shown}'\r\n").as_bytes());
+        Outcome::Taken
+    }
+
+    /// Sends a request as it is to where its key belongs.
+    #[inline]
+    fn forward(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        request: &[u8],
+        key: &[u8],
+        repeatable: bool,
+    ) -> Outcome {
+        let Some(pool) = self.pools.get(usize::from(client.pool)) else { return Outcome::Taken };
+        pool.counters.requests.add(1);
+        pool.counters.request_bytes.add(request.len() as u64);
+        let target = pool.route.target(key);
+        let Some(server) = target.server.and_then(|s| pool.servers.get(usize::from(s))).copied()
+        else {
+            self.nobody(id, client);
+            return Outcome::Taken;
+        };
+        let conn_id = match self.conn_for(server, client.profile, id) {
+            Ok(conn) => conn,
+            Err(error) => {
+                self.fail_now(id, client, error);
+                return Outcome::Taken;
+            }
+        };
+        let Some(conn) = self.conns.get_mut(conn_id) else { return Outcome::Taken };
+        if conn.output.unsent_len() >= self.limits.server_bytes_max {
+            conn.waiting.push(id);
+            client.hold = Hold::Server;
+            return Outcome::Later;
+        }
+        let work = client.work.get_or_insert_with(|| self.works.take());
+        conn.output.bytes().extend_from_slice(request);
+        conn.pending.push_back(Pending {
+            client: id,
+            number: client.head.wrapping_add(work.ring.len() as u32),
+            part: 0,
+            lane: target.lane,
+            length: request.len(),
+            at: self.now,
+            kind: Kind::Request,
+            repeatable,
+            tries: 1,
+        });
+        conn.mark(conn_id, &mut self.turn);
+        work.ring.push_back(Awaited::Reply);
+        if let Some(server) = self.servers.get(usize::from(server)) {
+            server.counters.requests.add(1);
+            server.counters.request_bytes.add(request.len() as u64);
+        }
+        Outcome::Taken
+    }
+
+    #[cold]
+    fn nobody(&mut self, id: ClientId, client: &mut Client) {
+        let refused = self.is_ring(client.pool);
+        self.fail_now(id, client, if refused { error::REFUSED } else { error::NOBODY });
+        if !refused {
+            self.want_refresh(client.pool);
+        }
+    }
+
+    #[cold]
+    fn fail_now(&mut self, id: ClientId, client: &mut Client, error: &[u8]) {
+        if let Some(pool) = self.pools.get(usize::from(client.pool)) {
+            pool.counters.forward_errors.add(1);
+        }
+        self.reply(id, client, error);
+    }
+
+    /// Deals a request out: one to each lane that has some of its keys.
+    fn split(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        arguments: &Request<'_>,
+        command: &'static Command,
+        merge: Merge,
+    ) -> Outcome {
+        // Each key comes with the words up to the next one.
+        let with_values = merge == Merge::AllOk;
+        if with_values && arguments.words.is_multiple_of(2) {
+            let text = b"-ERR wrong number of arguments for MSET\r\n";
+            self.reply(id, client, text);
+            return Outcome::Taken;
+        }
+        self.find_parts(client, arguments.bytes, with_values);
+        if self.scratch.parts.len() == 1 {
+            let key = arguments.get(1).unwrap_or_default();
+            let repeatable = command.safe_to_repeat(arguments);
+            return self.forward(id, client, arguments.bytes, key, repeatable);
+        }
+        if !self.find_conns(id, client) {
+            return Outcome::Later;
+        }
+        self.sort_keys();
+        let Core { scratch, pools, conns, servers, splits, works, turn, .. } = self;
+        let Some(pool) = pools.get(usize::from(client.pool)) else { return Outcome::Taken };
+        pool.counters.requests.add(1);
+        pool.counters.request_bytes.add(arguments.bytes.len() as u64);
+        pool.counters.fragments.add(scratch.parts.len() as u64);
+        let mut split = Split::new(merge);
+        if merge == Merge::Array {
+            split.set_keys(scratch.keys.iter().map(|key| key.part));
+        }
+        let repeatable = command.safe_to_repeat(arguments);
+        let work = client.work.get_or_insert_with(|| works.take());
+        let number = client.head.wrapping_add(work.ring.len() as u32);
+        let words_each = if with_values { 2 } else { 1 };
+        let mut failed = false;
+        let mut from = 0;
+        for (index, part) in scratch.parts.iter().enumerate() {
+            let single = merge == Merge::Array && part.keys == 1;
+            split.add_part(part.keys, single);
+            let keys = scratch.order.get(from..from + part.keys as usize).unwrap_or_default();
+            from += part.keys as usize;
+            let Ok(conn_id) = part.conn else {
+                failed = true;
+                continue;
+            };
+            let Some(conn) = conns.get_mut(conn_id) else { continue };
+            let out = conn.output.bytes();
+            let before = out.len();
+            out.push(b'*');
+            push_number(out, u64::from(part.keys) * words_each + 1);
+            if single {
+                out.extend_from_slice(b"\r\n$3\r\nGET\r\n");
+            } else {
+                out.extend_from_slice(b"\r\n$");
+                push_number(out, command.name.len() as u64);
+                out.extend_from_slice(b"\r\n");
+                out.extend_from_slice(command.name.as_bytes());
+                out.extend_from_slice(b"\r\n");
+            }
+            for key in keys {
+                let Some(key) = scratch.keys.get(*key as usize) else { continue };
+                let words = arguments.bytes.get(key.start as usize..key.end as usize);
+                out.extend_from_slice(words.unwrap_or_default());
+            }
+            let length = out.len() - before;
+            conn.pending.push_back(Pending {
+                client: id,
+                number,
+                part: index as u16,
+                lane: part.lane,
+                length,
+                at: self.now,
+                kind: Kind::Request,
+                repeatable,
+                tries: 1,
+            });
+            if let Some(server) = servers.get(usize::from(conn.server)) {
+                server.counters.requests.add(1);
+                server.counters.request_bytes.add(length as u64);
+            }
+            conn.mark(conn_id, turn);
+        }
+        work.ring.push_back(Awaited::Split(splits.insert(split)));
+        if failed {
+            self.fail_parts(id, client, number);
+        }
+        Outcome::Taken
+    }
+
+    /// Answers the parts that cannot be sent.
+    #[cold]
+    fn fail_parts(&mut self, id: ClientId, client: &mut Client, number: u32) {
+        for (index, part) in self.scratch.parts.iter().enumerate() {
+            if let Err(error) = part.conn {
+                client.answer(number, index as u16, error, &mut self.splits);
+            }
+        }
+        client.mark(id, &mut self.turn);
+    }
+
+    /// Fills in which lanes the keys belong to.
+    fn find_parts(&mut self, client: &Client, request: &[u8], with_values: bool) {
+        let Core { scratch, pools, .. } = self;
+        let Some(pool) = pools.get(usize::from(client.pool)) else { return };
+        scratch.keys.clear();
+        scratch.parts.clear();
+        scratch.round = scratch.round.wrapping_add(1);
+        let mut words = request::words(request);
+        words.next_span();
+        while let Some((start, span)) = words.next_span() {
+            let mut end = span.end;
+            if with_values && let Some((_, value)) = words.next_span() {
+                end = value.end;
+            }
+            let target = pool.route.target(span.of(request));
+            let lane = usize::from(target.lane);
+            if lane >= scratch.lanes.len() {
+                scratch.lanes.resize(lane + 1, (0, 0));
+            }
+            let Some(seen) = scratch.lanes.get_mut(lane) else { continue };
+            if seen.0 != scratch.round {
+                *seen = (scratch.round, scratch.parts.len() as u16);
+                let server = target.server.and_then(|s| pool.servers.get(usize::from(s)));
+                // Until the connection is looked for, the server is remembered in `next`.
+                scratch.parts.push(Part {
+                    lane: target.lane,
+                    conn: Err(error::NOBODY),
+                    keys: 0,
+                    next: server.map_or(u32::MAX, |server| u32::from(*server)),
+                });
+            }
+            if let Some(part) = scratch.parts.get_mut(usize::from(seen.1)) {
+                part.keys += 1;
+            }
+            scratch.keys.push(Key { start: start as u32, end: end as u32 + 2, part: seen.1 });
+        }
+    }
+
+    /// Fills in the parts' connections; false where one of them takes no more for now, and the
+    /// client is on hold.
+    fn find_conns(&mut self, id: ClientId, client: &mut Client) -> bool {
+        for index in 0..self.scratch.parts.len() {
+            let Some(part) = self.scratch.parts.get(index).copied() else { continue };
+            let found = match u16::try_from(part.next) {
+                Ok(server) => self.conn_for(server, client.profile, id),
+                Err(_) if self.is_ring(client.pool) => Err(error::REFUSED),
+                Err(_) => {
+                    self.want_refresh(client.pool);
+                    Err(error::NOBODY)
+                }
+            };
+            if let Ok(conn) = found
+                && let Some(conn) = self.conns.get_mut(conn)
+                && conn.output.unsent_len() >= self.limits.server_bytes_max
+            {
+                conn.waiting.push(id);
+                client.hold = Hold::Server;
+                return false;
+            }
+            if let Some(part) = self.scratch.parts.get_mut(index) {
+                part.conn = found;
+            }
+        }
+        true
+    }
+
+    /// Puts the keys into the order of their parts, otherwise as they came.
+    fn sort_keys(&mut self) {
+        let Scratch { keys, parts, order, .. } = &mut self.scratch;
+        let mut next = 0;
+        for part in parts.iter_mut() {
+            part.next = next;
+            next += part.keys;
+        }
+        order.clear();
+        order.resize(keys.len(), 0);
+        for (index, key) in keys.iter().enumerate() {
+            let Some(part) = parts.get_mut(usize::from(key.part)) else { continue };
+            if let Some(place) = order.get_mut(part.next as usize) {
+                *place = index as u32;
+            }
+            part.next += 1;
+        }
+    }
+}
+
+/// A whole request's words by index.
+pub(super) struct Request<'a> {
+    pub bytes: &'a [u8],
+    pub words: usize,
+    /// Where they lie; found when somebody asks for a later one.
+    spans: OnceCell<Vec<Span>>,
+}
+
+impl<'a> Request<'a> {
+    fn new(bytes: &'a [u8], words: u32) -> Self {
+        Self { bytes, words: words as usize, spans: OnceCell::new() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = Span> {
+        let mut words = request::words(self.bytes);
+        std::iter::from_fn(move || words.next_span().map(|(_, span)| span))
+    }
+
+    fn span(&self, index: usize) -> Option<Span> {
+        if index < 2 {
+            return self.all().nth(index);
+        }
+        self.spans.get_or_init(|| self.all().collect()).get(index).copied()
+    }
+}
+
+impl Arguments for Request<'_> {
+    fn count(&self) -> usize {
+        self.words
+    }
+
+    fn get(&self, index: usize) -> Option<&[u8]> {
+        self.span(index).map(|span| span.of(self.bytes))
+    }
+}

@@ -1,0 +1,12 @@
+//! What clients are told when there is no reply for them. The texts are those that twemproxy's
+//! users know.
+
+pub(super) const REFUSED: &[u8] = b"-ERR Connection refused\r\n";
+pub(super) const TIMED_OUT: &[u8] = b"-ERR Connection timed out\r\n";
+pub(super) const LOST: &[u8] = b"-ERR Connection reset by peer\r\n";
+pub(super) const HOST_DOWN: &[u8] = b"-ERR Host is down\r\n";
+pub(super) const DESYNC: &[u8] = b"-ERR the server's reply could not be read\r\n";
+pub(super) const NOBODY: &[u8] = b"-CLUSTERDOWN Hash slot not served\r\n";
+pub(super) const CROSS_SLOT: &[u8] =
+    b"-CROSSSLOT Keys in request don't hash to the same slot (give them a common {tag})\r\n";
+pub(super) const NO_AUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";

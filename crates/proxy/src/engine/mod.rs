@@ -1,0 +1,463 @@
+//! The proxy's logic: bytes and events in, bytes and actions out. No sockets, no clock, no threads.
+//!
+//! A client's request is found in place, its key hashed, and its bytes copied once, into what is to
+//! be written to a server, with a [`server::Pending`] that says who gets the reply. A reply is
+//! found in place and copied once into what is to be written to its client; where it is not that
+//! client's turn, it is parked first. Nothing is written before the end of a turn, so that one
+//! write carries all that came together.
+//!
+//! What must hold:
+//! - Replies reach the client that asked, in the order it asked. A reply that cannot be read, or that
+//!   nobody asked for, ends the server's connection, and an error goes to all that waited there.
+//! - Memory is bounded: [`Limits`] says by what. Who exceeds it is not read from until there is room.
+//! - An idle client owns a [`Client`] and nothing else.
+//!
+//! How a driver uses it: [`Engine::set_now`], then whatever came ([`Engine::client_bytes`],
+//! [`Engine::conn_bytes`], ...), then [`Engine::settle`], then it writes what
+//! [`Engine::next_conn_to_write`] and [`Engine::next_client_to_write`] name, and does what
+//! [`Engine::next_action`] says; again while [`Engine::has_work`].
+
+mod client;
+mod conns;
+mod dispatch;
+mod error;
+mod local;
+mod output;
+mod replies;
+pub mod reply;
+pub mod request;
+mod server;
+pub mod slab;
+mod split;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use self::{
+    client::{Awaited, Ending, Hold, Works},
+    request::RequestLimits,
+    server::{Conn, Link, Server},
+    slab::{Id, Slab},
+    split::Split,
+};
+pub use self::{
+    client::{Client, Mode, Work},
+    server::ConnId,
+};
+use crate::{
+    counters::{PoolCounters, ServerCounters},
+    route::{Address, Route},
+};
+
+/// A point in time, or a span, in µs. Points count from whenever the driver started.
+pub type Micros = u64;
+
+/// Names a client.
+pub type ClientId = Id<Client>;
+
+/// What may be held in memory, and for how long.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub request: RequestLimits,
+    /// A request that is not whole yet may have so many bytes.
+    pub query_bytes_max: usize,
+    /// A client with so many requests without an answer is not read from.
+    pub outstanding_max: usize,
+    /// Nor is one with so many bytes of replies, written or parked, that it didn't take yet.
+    pub waiting_bytes_max: usize,
+    /// A server's connection isn't read either while the client that its next reply is for has
+    /// so many bytes waiting.
+    pub waiting_bytes_hard: usize,
+    /// A client whose replies keep a server's connection from being read for so long is closed.
+    pub stall: Micros,
+    /// Requests are not read while the server they go to has so many bytes to be written.
+    pub server_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request: RequestLimits::default(),
+            query_bytes_max: 64 << 20,
+            outstanding_max: 1024,
+            waiting_bytes_max: 1 << 20,
+            waiting_bytes_hard: 4 << 20,
+            stall: 10_000_000,
+            server_bytes_max: 4 << 20,
+        }
+    }
+}
+
+/// What a connection to a server begins with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    pub user: Option<String>,
+    pub password: Option<String>,
+    /// SELECT, where not 0.
+    pub database: u32,
+    /// HELLO 3.
+    pub resp3: bool,
+}
+
+/// A set of servers with what clients see as one.
+#[derive(Debug, Clone)]
+pub struct PoolSetup {
+    pub route: Route,
+    /// In the route's order.
+    pub servers: Vec<Arc<Address>>,
+    pub profile: Profile,
+    /// What clients have to say in AUTH before anything else.
+    pub client_password: Option<String>,
+    /// A request that has no reply after so long is answered with an error.
+    pub timeout: Option<Micros>,
+    /// How many connections to each server.
+    pub server_connections: usize,
+    /// The wait before a server that refused is tried again; doubled up to `backoff_max`.
+    pub backoff_min: Micros,
+    pub backoff_max: Micros,
+}
+
+/// What a driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make a connection; then [`Engine::conn_opened`] or [`Engine::conn_gone`].
+    Connect { conn: ConnId, address: Arc<Address> },
+    /// Close the socket, then [`Engine::forget_conn`].
+    CloseConn(ConnId),
+    /// Close the socket, then [`Engine::client_gone`].
+    CloseClient(ClientId),
+    /// Read again from it; it was not read since [`Engine::client_bytes`] said so.
+    ReadClient(ClientId),
+    /// Read again from it; it was not read since [`Engine::conn_bytes`] said so.
+    ReadConn(ConnId),
+    /// The pool's topology seems to be outdated.
+    Refresh { pool: usize },
+}
+
+/// How a connection to a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// It could not be made: nobody listens, or its name is not known.
+    Refused,
+    /// It could not be made: no answer.
+    Unreachable,
+    /// The server closed it.
+    Closed,
+    /// It broke.
+    Broken,
+}
+
+/// What has to be done before the turn ends.
+#[derive(Default)]
+pub(crate) struct Turn {
+    pub dirty_clients: Vec<ClientId>,
+    pub dirty_conns: Vec<ConnId>,
+    /// Clients that may go on.
+    pub woken: Vec<ClientId>,
+    /// Connections that may be read on.
+    pub unstalled: Vec<ConnId>,
+    pub actions: VecDeque<Action>,
+}
+
+pub(crate) struct Pool {
+    route: Route,
+    /// The route's servers, as indices of [`Core::servers`].
+    servers: Vec<u16>,
+    profile: u16,
+    client_password: Option<String>,
+    timeout: Option<Micros>,
+    server_connections: usize,
+    backoff_min: Micros,
+    backoff_max: Micros,
+    counters: Arc<PoolCounters>,
+}
+
+/// See the module.
+pub struct Engine {
+    clients: Slab<Client>,
+    core: Core,
+}
+
+/// All but the clients, so that one of them can be at hand while it works.
+struct Core {
+    conns: Slab<Conn>,
+    servers: Vec<Server>,
+    pools: Vec<Pool>,
+    profiles: Vec<Profile>,
+    splits: Slab<Split>,
+    works: Works,
+    turn: Turn,
+    limits: Limits,
+    now: Micros,
+    /// When [`Engine::tick`] was last called.
+    ticked: Micros,
+    clients_ever: u64,
+    /// Connections that are stalled.
+    stalls: usize,
+    scratch: dispatch::Scratch,
+}
+
+impl Engine {
+    pub fn new(limits: Limits) -> Self {
+        let core = Core {
+            conns: Slab::default(),
+            servers: Vec::new(),
+            pools: Vec::new(),
+            profiles: Vec::new(),
+            splits: Slab::default(),
+            works: Works::default(),
+            turn: Turn::default(),
+            limits,
+            now: 0,
+            ticked: 0,
+            clients_ever: 0,
+            stalls: 0,
+            scratch: dispatch::Scratch::default(),
+        };
+        Self { clients: Slab::default(), core }
+    }
+
+    /// Adds a pool; its number is that of pools before it.
+    pub fn add_pool(&mut self, setup: PoolSetup) -> usize {
+        let pool = self.core.pools.len();
+        let profile = self.core.profile(setup.profile);
+        let servers =
+            setup.servers.into_iter().map(|address| self.core.add_server(pool, address)).collect();
+        self.core.pools.push(Pool {
+            route: setup.route,
+            servers,
+            profile,
+            client_password: setup.client_password,
+            timeout: setup.timeout,
+            server_connections: setup.server_connections.max(1),
+            backoff_min: setup.backoff_min,
+            backoff_max: setup.backoff_max,
+            counters: Arc::default(),
+        });
+        pool
+    }
+
+    /// A pool's figures, and those of its servers; they stay current.
+    pub fn counters(
+        &self,
+        pool: usize,
+    ) -> Option<(Arc<PoolCounters>, Vec<(Arc<Address>, Arc<ServerCounters>)>)> {
+        let pool = self.core.pools.get(pool)?;
+        let servers = pool.servers.iter().filter_map(|server| {
+            let server = self.core.servers.get(usize::from(*server))?;
+            Some((Arc::clone(&server.address), Arc::clone(&server.counters)))
+        });
+        Some((Arc::clone(&pool.counters), servers.collect()))
+    }
+
+    /// The time until the next call. It never goes back.
+    pub fn set_now(&mut self, now: Micros) {
+        self.core.now = self.core.now.max(now);
+    }
+
+    /// What [`Engine::set_now`] was told.
+    pub fn now(&self) -> Micros {
+        self.core.now
+    }
+
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Somebody connected.
+    pub fn client_opened(&mut self, pool: usize) -> ClientId {
+        self.core.clients_ever += 1;
+        let (profile, open) = self.core.pools.get(pool).map_or((0, true), |pool| {
+            pool.counters.clients.add(1);
+            pool.counters.clients_ever.add(1);
+            (pool.profile, pool.client_password.is_none())
+        });
+        self.clients.insert(Client::new(pool as u16, profile, open, self.core.clients_ever))
+    }
+
+    /// A client sent something. False: it is not to be read until [`Action::ReadClient`].
+    pub fn client_bytes(&mut self, id: ClientId, bytes: &[u8]) -> bool {
+        let Some(client) = self.clients.get_mut(id) else { return false };
+        if client.ending != Ending::No {
+            return false;
+        }
+        let held = client.work.as_deref_mut().map(|work| std::mem::take(&mut work.query));
+        let mut held = held.unwrap_or_default();
+        let waits = client.hold != Hold::None;
+        if held.is_empty() && !waits {
+            let used = self.core.serve(id, client, bytes);
+            if let Some(rest) = bytes.get(used..)
+                && !rest.is_empty()
+            {
+                held.extend_from_slice(rest);
+            }
+        } else {
+            held.extend_from_slice(bytes);
+            if !waits {
+                let used = self.core.serve(id, client, &held);
+                held.drain(..used);
+            }
+        }
+        self.core.keep_query(id, client, held);
+        client.hold == Hold::None && client.ending == Ending::No
+    }
+
+    /// A client won't send more. What it asked is answered, then it is closed.
+    pub fn client_ended(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if client.ending == Ending::No {
+            client.ending = Ending::Ended;
+            client.mark(id, &mut self.core.turn);
+        }
+    }
+
+    /// A client's socket is closed. Replies to it are dropped.
+    pub fn client_gone(&mut self, id: ClientId) {
+        let Some(client) = self.clients.remove(id) else { return };
+        let Core { splits, pools, turn, conns, .. } = &mut self.core;
+        if let Some(pool) = pools.get(usize::from(client.pool)) {
+            pool.counters.clients.sub(1);
+            pool.counters.clients_ended.add(1);
+        }
+        for awaited in client.work.iter().flat_map(|work| &work.ring) {
+            if let Awaited::Split(split) = awaited {
+                splits.remove(*split);
+            }
+        }
+        // Nothing keeps those back any more that waited for it to read.
+        turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
+            conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
+        }));
+    }
+
+    /// Ends the turn's work: goes on with what had to wait and may go on now.
+    pub fn settle(&mut self) {
+        while let Some(id) = self.core.turn.woken.pop() {
+            self.continue_client(id);
+        }
+        while let Some(id) = self.core.turn.unstalled.pop() {
+            self.continue_conn(id);
+        }
+    }
+
+    fn continue_client(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if client.hold == Hold::None {
+            return;
+        }
+        client.hold = Hold::None;
+        let query = client.work.as_deref_mut().map(|work| std::mem::take(&mut work.query));
+        let mut query = query.unwrap_or_default();
+        let used = self.core.serve(id, client, &query);
+        query.drain(..used);
+        self.core.keep_query(id, client, query);
+        if client.ending != Ending::No {
+            client.mark(id, &mut self.core.turn);
+        } else if client.hold == Hold::None {
+            self.core.turn.actions.push_back(Action::ReadClient(id));
+        }
+    }
+
+    /// Is there more to do before waiting for events?
+    pub fn has_work(&self) -> bool {
+        let turn = &self.core.turn;
+        let lists = [turn.dirty_clients.is_empty(), turn.woken.is_empty()];
+        let others = [turn.dirty_conns.is_empty(), turn.unstalled.is_empty()];
+        !(lists.into_iter().chain(others).all(|empty| empty) && turn.actions.is_empty())
+    }
+
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.core.turn.actions.pop_front()
+    }
+
+    /// A client that has something to be written, or to be looked after by
+    /// [`Engine::client_wrote`].
+    pub fn next_client_to_write(&mut self) -> Option<ClientId> {
+        loop {
+            let id = self.core.turn.dirty_clients.pop()?;
+            if let Some(client) = self.clients.get_mut(id) {
+                client.dirty = false;
+                return Some(id);
+            }
+        }
+    }
+
+    /// What is to be written to it.
+    pub fn client_output(&self, id: ClientId) -> &[u8] {
+        let work = self.clients.get(id).and_then(|client| client.work.as_deref());
+        work.map(|work| work.output.unsent()).unwrap_or_default()
+    }
+
+    /// So many of those bytes were written. True: all of them.
+    pub fn client_wrote(&mut self, id: ClientId, count: usize) -> bool {
+        let Some(client) = self.clients.get_mut(id) else { return true };
+        let Core { turn, works, limits, conns, pools, stalls, .. } = &mut self.core;
+        let mut done = true;
+        if let Some(work) = client.work.as_deref_mut() {
+            work.output.wrote_and_done(count);
+            done = work.output.unsent_len() == 0;
+        }
+        if let Some(pool) = pools.get(usize::from(client.pool)) {
+            pool.counters.response_bytes.add(count as u64);
+        }
+        if client.hold == Hold::Limits
+            && client.outstanding() <= limits.outstanding_max / 2
+            && client.bytes_waiting() <= limits.waiting_bytes_max / 2
+        {
+            turn.woken.push(id);
+        }
+        if *stalls > 0 && client.bytes_waiting() <= limits.waiting_bytes_hard / 2 {
+            turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
+                conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
+            }));
+        }
+        let ends = matches!(client.ending, Ending::Ended | Ending::Answering);
+        if done && ends && client.outstanding() == 0 && client.hold == Hold::None {
+            client.ending = Ending::Closed;
+            turn.actions.push_back(Action::CloseClient(id));
+        }
+        client.rest(works);
+        done
+    }
+}
+
+impl Core {
+    /// Puts back what was not served.
+    fn keep_query(&mut self, id: ClientId, client: &mut Client, query: Vec<u8>) {
+        if client.ending >= Ending::Answering {
+            client.mark(id, &mut self.turn);
+            return;
+        }
+        if query.capacity() > 0 && (!query.is_empty() || client.work.is_some()) {
+            client.work.get_or_insert_with(|| self.works.take()).query = query;
+        }
+        if !client.dirty {
+            client.rest(&mut self.works);
+        }
+    }
+
+    fn profile(&mut self, profile: Profile) -> u16 {
+        let found = self.profiles.iter().position(|each| *each == profile);
+        found.unwrap_or_else(|| {
+            self.profiles.push(profile);
+            self.profiles.len() - 1
+        }) as u16
+    }
+
+    /// Adds a server to those of a pool; the same address is the same server.
+    fn add_server(&mut self, pool: usize, address: Arc<Address>) -> u16 {
+        let same = |each: &Server| usize::from(each.pool) == pool && each.address == address;
+        if let Some(found) = self.servers.iter().position(same) {
+            return found as u16;
+        }
+        self.servers.push(Server {
+            pool: pool as u16,
+            address,
+            links: Vec::<Link>::new(),
+            failures: 0,
+            retry_at: 0,
+            counters: Arc::default(),
+        });
+        (self.servers.len() - 1) as u16
+    }
+}

@@ -1,0 +1,236 @@
+//! From a server's bytes to replies, each to whom it belongs.
+
+use super::{
+    Action, ConnId, Engine, error,
+    reply::Scan,
+    server::{Kind, Pending},
+};
+
+/// So much of a reply that isn't whole is passed on at once, if its turn has come.
+const STREAM_BYTES_MIN: usize = 4 << 10;
+
+/// How reading a connection's bytes ended.
+enum Read {
+    /// So many bytes are done with; the rest waits for more.
+    Upto(usize),
+    /// Likewise, but the connection is not to be read until its client reads.
+    Stalled(usize),
+    /// The connection is of no use any more.
+    Broken,
+}
+
+impl Engine {
+    /// A server sent something. False: it is not to be read until [`Action::ReadConn`].
+    pub fn conn_bytes(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+        let Some(conn) = self.core.conns.get_mut(id) else { return false };
+        if conn.dead {
+            return false;
+        }
+        let stalled = conn.stalled.is_some();
+        let mut held = std::mem::take(&mut conn.held);
+        let read = if held.is_empty() && !stalled {
+            let read = self.read_replies(id, bytes);
+            if let Read::Upto(used) | Read::Stalled(used) = read {
+                held.extend_from_slice(bytes.get(used..).unwrap_or_default());
+            }
+            read
+        } else {
+            held.extend_from_slice(bytes);
+            if stalled { Read::Stalled(0) } else { self.read_held(id, &mut held) }
+        };
+        self.keep_held(id, held, &read)
+    }
+
+    /// Goes on with a connection that was stalled.
+    pub(super) fn continue_conn(&mut self, id: ConnId) {
+        let Some(conn) = self.core.conns.get_mut(id) else { return };
+        if conn.stalled.take().is_none() {
+            return;
+        }
+        self.core.stalls -= 1;
+        let mut held = std::mem::take(&mut conn.held);
+        let read = self.read_held(id, &mut held);
+        if self.keep_held(id, held, &read) {
+            self.core.turn.actions.push_back(Action::ReadConn(id));
+        }
+    }
+
+    fn read_held(&mut self, id: ConnId, held: &mut Vec<u8>) -> Read {
+        let read = self.read_replies(id, held);
+        if let Read::Upto(used) | Read::Stalled(used) = read {
+            held.drain(..used);
+        }
+        read
+    }
+
+    /// Puts back what was not passed on; may more be read?
+    fn keep_held(&mut self, id: ConnId, held: Vec<u8>, read: &Read) -> bool {
+        let Some(conn) = self.core.conns.get_mut(id) else { return false };
+        match read {
+            Read::Broken => {
+                self.kill_conn(id, error::DESYNC);
+                return false;
+            }
+            _ if conn.dead => return false,
+            Read::Upto(_) if held.is_empty() => conn.held = Vec::new(),
+            Read::Upto(_) => conn.held = held,
+            Read::Stalled(_) => {
+                conn.held = held;
+                return false;
+            }
+        }
+        if conn.retired && conn.pending.is_empty() {
+            self.kill_conn(id, error::LOST);
+            return false;
+        }
+        true
+    }
+
+    /// Passes on what is whole, or what may go ahead of the rest.
+    fn read_replies(&mut self, id: ConnId, bytes: &[u8]) -> Read {
+        let Some(conn) = self.core.conns.get_mut(id) else { return Read::Upto(0) };
+        let mut framer = conn.framer;
+        // The reply at hand begins here, as far as it was not passed on; it was seen up to there.
+        let mut start = 0;
+        let mut seen = std::mem::take(&mut conn.scanned);
+        let result = loop {
+            let rest = bytes.get(seen..).unwrap_or_default();
+            let Some(conn) = self.core.conns.get_mut(id) else { return Read::Upto(0) };
+            let Some(pending) = conn.pending.front().copied() else {
+                // Nothing was asked: RESP3 may say something of its own, others may not.
+                match (bytes.get(start), framer.scan(rest)) {
+                    (None, _) => break Read::Upto(start),
+                    (Some(b'>'), Ok(Scan::Whole(length))) => {
+                        seen += length;
+                        start = seen;
+                        continue;
+                    }
+                    (Some(b'>'), Ok(Scan::Part(length))) => {
+                        seen += length;
+                        break Read::Upto(start);
+                    }
+                    _ => return Read::Broken,
+                }
+            };
+            if rest.is_empty() {
+                break Read::Upto(start);
+            }
+            if pending.kind == Kind::Request && self.must_wait(&pending) {
+                self.stall(id, &pending);
+                break Read::Stalled(start);
+            }
+            match framer.scan(rest) {
+                Ok(Scan::Whole(length)) => {
+                    seen += length;
+                    let reply = bytes.get(start..seen).unwrap_or_default();
+                    start = seen;
+                    if !self.reply(id, reply) {
+                        return Read::Broken;
+                    }
+                }
+                Ok(Scan::Part(length)) => {
+                    seen += length;
+                    if seen - start >= STREAM_BYTES_MIN
+                        && let Some(part) = bytes.get(start..seen)
+                        && self.stream(id, &pending, part)
+                    {
+                        start = seen;
+                    }
+                    break Read::Upto(start);
+                }
+                Err(_) => return Read::Broken,
+            }
+        };
+        if let Some(conn) = self.core.conns.get_mut(id) {
+            (conn.framer, conn.scanned) = (framer, seen - start);
+        }
+        result
+    }
+
+    /// Does the client have as much to read as it may have?
+    #[inline]
+    fn must_wait(&self, pending: &Pending) -> bool {
+        self.clients
+            .get(pending.client)
+            .is_some_and(|client| client.bytes_waiting() >= self.core.limits.waiting_bytes_hard)
+    }
+
+    #[cold]
+    fn stall(&mut self, id: ConnId, pending: &Pending) {
+        let now = self.core.now;
+        if let Some(conn) = self.core.conns.get_mut(id)
+            && conn.stalled.is_none()
+        {
+            conn.stalled = Some((pending.client, now));
+            self.core.stalls += 1;
+            // Others are not to wait for this client.
+            self.core.retire(id);
+        }
+    }
+
+    /// A whole reply, or the rest of one that was streamed. False: the connection is of no use.
+    #[inline]
+    fn reply(&mut self, id: ConnId, reply: &[u8]) -> bool {
+        let Some(conn) = self.core.conns.get_mut(id) else { return false };
+        // A message out of turn, which nobody here asked for.
+        if reply.first() == Some(&b'>') && !conn.streaming {
+            return true;
+        }
+        let Some(pending) = conn.pop() else { return false };
+        if conn.keeps {
+            conn.output.release(pending.length);
+        }
+        let streamed = std::mem::take(&mut conn.streaming);
+        if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
+            server.counters.responses.add(1);
+            server.counters.response_bytes.add(reply.len() as u64);
+            server.counters.latency.record(self.core.now.saturating_sub(pending.at));
+        }
+        match pending.kind {
+            Kind::Request => {}
+            Kind::Discard => return true,
+            Kind::Prologue => return self.prologue_reply(id, reply),
+        }
+        if let Some(client) = self.clients.get_mut(pending.client) {
+            if streamed && !client.is_next(pending.number) {
+                return false;
+            }
+            client.answer(pending.number, pending.part, reply, &mut self.core.splits);
+            client.mark(pending.client, &mut self.core.turn);
+        }
+        true
+    }
+
+    #[cold]
+    fn prologue_reply(&mut self, id: ConnId, reply: &[u8]) -> bool {
+        if reply.first() == Some(&b'-') {
+            // It would be the same for each request.
+            let reply = reply.to_vec();
+            self.kill_conn(id, &reply);
+        }
+        true
+    }
+
+    /// Passes on the beginning of a reply that will be large; false where it has to wait.
+    fn stream(&mut self, id: ConnId, pending: &Pending, part: &[u8]) -> bool {
+        let Some(conn) = self.core.conns.get_mut(id) else { return false };
+        let begins = !conn.streaming;
+        if begins && (part.first() == Some(&b'-') || part.first() == Some(&b'>')) {
+            return false;
+        }
+        if pending.kind == Kind::Discard {
+            return true;
+        }
+        match self.clients.get_mut(pending.client) {
+            // Nobody wants it any more.
+            None => {}
+            Some(client) if client.takes_part(pending.number) => {
+                client.answer_part(part);
+                client.mark(pending.client, &mut self.core.turn);
+                conn.streaming = true;
+            }
+            Some(_) => return false,
+        }
+        true
+    }
+}

@@ -1,0 +1,130 @@
+//! Servers and the connections to them.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{ClientId, Micros, Turn, output::Output, reply::Framer, slab::Id};
+use crate::{counters::ServerCounters, route::Address};
+
+/// Names a connection to a server.
+pub type ConnId = Id<Conn>;
+
+/// One server of one pool.
+pub(super) struct Server {
+    pub pool: u16,
+    pub address: Arc<Address>,
+    /// Its connections, by profile.
+    pub links: Vec<Link>,
+    /// Connections that could not be made, since the last one that could.
+    pub failures: u32,
+    /// No connection is tried before.
+    pub retry_at: Micros,
+    pub counters: Arc<ServerCounters>,
+}
+
+/// Connections in the same state: same user, database and protocol.
+pub(super) struct Link {
+    pub profile: u16,
+    pub shared: Vec<Option<ConnId>>,
+}
+
+/// A connection to a server.
+pub struct Conn {
+    pub(super) server: u16,
+    pub(super) profile: u16,
+    /// It can carry bytes; else it is still being made.
+    pub(super) connected: bool,
+    /// No more requests: it ends when what it carries is answered.
+    pub(super) retired: bool,
+    /// It is no more; only its socket is left.
+    pub(super) dead: bool,
+    pub(super) dirty: bool,
+    /// Requests that were written are kept until they are answered.
+    pub(super) keeps: bool,
+    pub(super) output: Output,
+    /// What was asked and has no reply yet, in order.
+    pub(super) pending: VecDeque<Pending>,
+    /// How many of those, from the first on, are waited for by nobody any more.
+    pub(super) expired: usize,
+    pub(super) framer: Framer,
+    /// Received and not passed on.
+    pub(super) held: Vec<u8>,
+    /// How many of those the framer has seen.
+    pub(super) scanned: usize,
+    /// The beginning of the first reply was passed on already.
+    pub(super) streaming: bool,
+    /// It isn't read because this client doesn't read, since then.
+    pub(super) stalled: Option<(ClientId, Micros)>,
+    /// Clients that wait until it takes more.
+    pub(super) waiting: Vec<ClientId>,
+}
+
+/// A request, or a part of one, on its way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending {
+    pub client: ClientId,
+    /// The request's number at its client.
+    pub number: u32,
+    /// Of a split request.
+    pub part: u16,
+    /// The slot, or whatever the route calls it.
+    pub lane: u16,
+    /// Bytes it took on the wire.
+    pub length: usize,
+    /// When it was asked.
+    pub at: Micros,
+    pub kind: Kind,
+    /// Doing it twice is as good as once.
+    pub repeatable: bool,
+    /// How often it was sent.
+    pub tries: u16,
+}
+
+/// What becomes of the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It goes to the client.
+    Request,
+    /// It belongs to what a connection starts with: an error ends the connection.
+    Prologue,
+    /// Nobody wants it.
+    Discard,
+}
+
+impl Conn {
+    pub(super) fn new(server: u16, profile: u16, keeps: bool) -> Self {
+        Self {
+            server,
+            profile,
+            connected: false,
+            retired: false,
+            dead: false,
+            dirty: false,
+            keeps,
+            output: Output::default(),
+            pending: VecDeque::new(),
+            expired: 0,
+            framer: Framer::default(),
+            held: Vec::new(),
+            scanned: 0,
+            streaming: false,
+            stalled: None,
+            waiting: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn mark(&mut self, id: ConnId, turn: &mut Turn) {
+        if !self.dirty {
+            self.dirty = true;
+            turn.dirty_conns.push(id);
+        }
+    }
+
+    /// Takes the first of those that have no reply out.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<Pending> {
+        let pending = self.pending.pop_front()?;
+        self.expired = self.expired.saturating_sub(1);
+        Some(pending)
+    }
+}

@@ -1,0 +1,145 @@
+//! What a cluster says of itself.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use protocol::{
+    Value,
+    resp::{DecodeError, Decoder, encode_command},
+};
+
+use crate::{
+    engine::Profile,
+    route::{Address, Topology},
+};
+
+/// A node did not say what its cluster looks like.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    #[error("it cannot be reached")]
+    Io(#[from] io::Error),
+    #[error("its answer cannot be read")]
+    Decode(#[from] DecodeError),
+    #[error("it says: {0}")]
+    Refused(String),
+    #[error("its answer to CLUSTER SLOTS has not the expected shape")]
+    Shape,
+    #[error("it owns and knows no slots")]
+    Empty,
+}
+
+/// Asks a node for its cluster's primaries and their slots. Blocks for as long as `deadline`.
+pub fn ask(
+    address: &Address,
+    profile: &Profile,
+    deadline: Duration,
+) -> Result<Topology, TopologyError> {
+    let give_up = Instant::now() + deadline;
+    let target: SocketAddr = match address {
+        Address::Tcp(address) => *address,
+        Address::Name { host, port } => (host.as_str(), *port)
+            .to_socket_addrs()?
+            .next()
+            .ok_or(io::Error::from(io::ErrorKind::NotFound))?,
+        Address::Unix(_) => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+    };
+    let mut stream = TcpStream::connect_timeout(&target, deadline)?;
+    stream.set_write_timeout(Some(deadline))?;
+    let mut decoder = Decoder::default();
+    let mut call = |words: &[&str]| -> Result<Value, TopologyError> {
+        let mut request = Vec::new();
+        encode_command(words, &mut request);
+        stream.write_all(&request)?;
+        let mut piece = [0; 16 << 10];
+        loop {
+            match decoder.next()? {
+                Some(Value::Error(text)) => return Err(TopologyError::Refused(text)),
+                Some(value) => return Ok(value),
+                None => {}
+            }
+            let left = give_up.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            stream.set_read_timeout(Some(left))?;
+            match stream.read(&mut piece)? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                count => decoder.feed(piece.get(..count).unwrap_or_default()),
+            }
+        }
+    };
+    match (profile.user.as_deref(), profile.password.as_deref()) {
+        (Some(user), Some(password)) => drop(call(&["AUTH", user, password])?),
+        (None, Some(password)) => drop(call(&["AUTH", password])?),
+        (_, None) => {}
+    }
+    let topology = read(&call(&["CLUSTER", "SLOTS"])?, address).ok_or(TopologyError::Shape)?;
+    if topology.primaries.is_empty() { Err(TopologyError::Empty) } else { Ok(topology) }
+}
+
+/// Reads the reply to CLUSTER SLOTS of the node at `asked`. None: it has another shape.
+/// Source: CLUSTER SLOTS in the engines' documentation.
+pub fn read(reply: &Value, asked: &Address) -> Option<Topology> {
+    let mut topology = Topology::default();
+    for range in reply.as_array()? {
+        let [first, last, primary, ..] = range.as_array()? else { return None };
+        let slots = (number(first)?, number(last)?);
+        let [host, port, ..] = primary.as_array()? else { return None };
+        let port = number(port)?;
+        // A node that doesn't know its address or name says nothing, or a question mark.
+        let address = match host.as_str() {
+            None | Some("" | "?") => asked.with_port(port),
+            Some(host) => Address::new(host, port),
+        };
+        match topology.primaries.iter_mut().find(|(each, _)| **each == address) {
+            Some((_, ranges)) => ranges.push(slots),
+            None => topology.primaries.push((Arc::new(address), vec![slots])),
+        }
+    }
+    Some(topology)
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_integer()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies() {
+        let check = |text: &str, expected: Option<&[(&str, &[(u16, u16)])]>| {
+            let text = text.replace(' ', "\r\n");
+            let (value, _) =
+                protocol::resp::decode(text.as_bytes(), &protocol::resp::Limits::default())
+                    .unwrap()
+                    .unwrap();
+            let asked = Address::parse("10.0.0.1:7000").unwrap();
+            let expected = expected.map(|primaries| Topology {
+                primaries: primaries
+                    .iter()
+                    .map(|(name, ranges)| {
+                        (Arc::new(Address::parse(name).unwrap()), ranges.to_vec())
+                    })
+                    .collect(),
+            });
+            assert_eq!(read(&value, &asked), expected, "{text:?}");
+        };
+        let node = "*3 $9 127.0.0.1 :7001 $2 id ";
+        check(
+            &format!("*2 *3 :0 :5 {node}*4 :7 :9 {node}{node}"),
+            Some(&[("127.0.0.1:7001", &[(0, 5), (7, 9)])]),
+        );
+        check("*1 *3 :0 :5 *2 $0  :7002 ", Some(&[("10.0.0.1:7002", &[(0, 5)])]));
+        check("*1 *3 :0 :5 *2 $-1 :7002 ", Some(&[("10.0.0.1:7002", &[(0, 5)])]));
+        check("*0 ", Some(&[]));
+        check("*1 *2 :0 :5 ", None);
+        check("*1 *3 :0 :99999 *2 $-1 :7002 ", None);
+        check("+OK ", None);
+    }
+}
