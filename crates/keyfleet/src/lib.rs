@@ -11,6 +11,7 @@ pub mod lease;
 pub mod mover;
 pub mod node_files;
 pub mod observe;
+pub mod proxy;
 pub mod reconcile;
 pub mod runtimes;
 pub mod secrets;

@@ -19,7 +19,7 @@ use crate::{
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The variables that redis-cli and valkey-cli read the password from too, and the user's name.
-const PASSWORD_VARIABLES: [&str; 2] = ["REDISCLI_AUTH", "VALKEYCLI_AUTH"];
+pub const PASSWORD_VARIABLES: [&str; 2] = ["REDISCLI_AUTH", "VALKEYCLI_AUTH"];
 
 /// The cluster that the node at this address belongs to.
 pub async fn observe(address: &str) -> Result<Observed, Failure> {

@@ -21,7 +21,7 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 
-pub use self::socket::{Listener, ListenError};
+pub use self::socket::{ListenError, Listener};
 use self::{resolver::Resolver, socket::Socket};
 use crate::{
     engine::{Action, ClientId, ConnId, Engine, Limits, Loss, Micros, PoolSetup},
@@ -283,14 +283,8 @@ impl Loop {
                 self.engine.client_gone(id);
                 continue;
             }
-            let place = Place {
-                id,
-                socket,
-                readable: true,
-                writable: true,
-                wanted: true,
-                closing: false,
-            };
+            let place =
+                Place { id, socket, readable: true, writable: true, wanted: true, closing: false };
             put(&mut self.clients, id.index(), place);
         }
         self.again.push(Again::Listener(index));
@@ -445,7 +439,10 @@ impl Loop {
                 address => self.connect(conn, address),
             },
             Action::CloseConn(id) => {
-                if self.conns.get(id.index()).is_some_and(|p| p.as_ref().is_some_and(|p| p.id == id))
+                if self
+                    .conns
+                    .get(id.index())
+                    .is_some_and(|p| p.as_ref().is_some_and(|p| p.id == id))
                     && let Some(place) = self.conns.get_mut(id.index())
                 {
                     *place = None;

@@ -169,12 +169,7 @@ fn tcp(address: &Address, threads: usize, backlog: i32) -> io::Result<Vec<Listen
     Ok(listeners)
 }
 
-fn unix(
-    path: &Path,
-    threads: usize,
-    backlog: i32,
-    mode: Option<u32>,
-) -> io::Result<Vec<Listener>> {
+fn unix(path: &Path, threads: usize, backlog: i32, mode: Option<u32>) -> io::Result<Vec<Listener>> {
     // What a process left behind that is no more.
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         && std::os::unix::net::UnixStream::connect(path).is_err()

@@ -224,7 +224,8 @@ impl Core {
         let mut lane = None;
         for key in keys.filter_map(|index| arguments.get(index)) {
             first.get_or_insert(key);
-            let target = self.pools.get(usize::from(client.pool)).map(|pool| pool.route.target(key));
+            let target =
+                self.pools.get(usize::from(client.pool)).map(|pool| pool.route.target(key));
             if lane.is_some() && lane != target {
                 self.reply(id, client, error::CROSS_SLOT);
                 return Outcome::Taken;

@@ -87,7 +87,9 @@ impl Split {
         self.left -= 1;
         let before = self.bytes.len();
         let taken = match (self.merge, reply) {
-            (Merge::Array, [b'-', error @ ..]) if part.single && error.starts_with(b"WRONGTYPE") => {
+            (Merge::Array, [b'-', error @ ..])
+                if part.single && error.starts_with(b"WRONGTYPE") =>
+            {
                 // What MGET says of a key that holds no string.
                 self.bytes.extend_from_slice(NULL);
                 true
@@ -180,7 +182,12 @@ pub(crate) fn push_number(out: &mut Vec<u8>, mut number: u64) {
 mod tests {
     use super::*;
 
-    fn merged(merge: Merge, keys: &[u16], parts: &[(u32, bool)], replies: &[(u16, &str)]) -> String {
+    fn merged(
+        merge: Merge,
+        keys: &[u16],
+        parts: &[(u32, bool)],
+        replies: &[(u16, &str)],
+    ) -> String {
         let mut split = Split::new(merge);
         split.set_keys(keys.iter().copied());
         for (keys, single) in parts {

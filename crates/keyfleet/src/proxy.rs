@@ -1,0 +1,185 @@
+//! The proxy in front of one cluster: its event loops, and a thread that keeps their picture of the
+//! cluster current.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use proxy::{
+    driver::{self, ListenError, Listener, Notice},
+    engine::{Limits, Micros, PoolSetup, Profile},
+    route::{Address, Route, Slots, Topology},
+    topology::{self, TopologyError},
+};
+
+/// How often the cluster is asked for its slots where nobody complains.
+const REFRESH: Duration = Duration::from_secs(2);
+/// The pause after each question, however many complain.
+const REFRESH_MIN: Duration = Duration::from_millis(20);
+/// How long a node may take to answer.
+const ASK: Duration = Duration::from_secs(1);
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 4_096;
+const TIMEOUT: Micros = 5_000_000;
+const BACKOFF: (Micros, Micros) = (20_000, 1_000_000);
+
+/// What to serve, and where.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub listen: Address,
+    pub threads: usize,
+    /// Nodes to ask first; the others are learned from them.
+    pub seeds: Vec<Address>,
+    /// How to log in to the nodes.
+    pub profile: Profile,
+    /// What clients must say in AUTH first; None: nothing.
+    pub client_password: Option<String>,
+}
+
+/// A proxy that can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot start the proxy's threads")]
+    Threads(#[from] io::Error),
+    #[error("{address} does not tell what its cluster looks like")]
+    Topology { address: Address, source: TopologyError },
+    #[error("no node to ask")]
+    NoSeed,
+}
+
+/// A running proxy.
+pub struct Proxy {
+    loops: Arc<Vec<driver::Running>>,
+    listen: Address,
+    control: JoinHandle<()>,
+    /// Its end is the control thread's.
+    end: Sender<Notice>,
+}
+
+impl Proxy {
+    /// Starts to listen and to serve. With `strict`, a cluster that can't be asked now is an error;
+    /// else it is asked again and again.
+    pub fn start(setup: Setup, strict: bool) -> Result<Self, ProxyError> {
+        let topology = match ask_any(&setup.seeds, &setup.profile) {
+            Ok(topology) => Some(topology),
+            Err(error) if strict => return Err(error),
+            Err(_) => None,
+        };
+        let listeners = Listener::bind(&setup.listen, setup.threads, BACKLOG, None)?;
+        let listen = listeners.first().map_or(&setup.listen, Listener::address).clone();
+        let (end, notices) = mpsc::channel();
+        let mut loops = Vec::with_capacity(setup.threads);
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let pool = PoolSetup {
+                route: Route::Slots(Slots::default()),
+                servers: Vec::new(),
+                profile: setup.profile.clone(),
+                client_password: setup.client_password.clone(),
+                timeout: Some(TIMEOUT),
+                server_connections: 1,
+                backoff_min: BACKOFF.0,
+                backoff_max: BACKOFF.1,
+            };
+            let (name, listeners) = (format!("proxy-{number}"), vec![(0, listener)]);
+            loops.push(driver::start(
+                &name,
+                Limits::default(),
+                vec![pool],
+                listeners,
+                end.clone(),
+            )?);
+        }
+        let loops = Arc::new(loops);
+        let watch = Watch { loops: Arc::clone(&loops), setup, known: None };
+        let control = thread::Builder::new().name("topology".to_owned());
+        let control = control.spawn(move || watch.run(topology, &notices))?;
+        Ok(Self { loops, listen, control, end })
+    }
+
+    /// Where it listens: a port 0 was replaced.
+    pub fn listen(&self) -> &Address {
+        &self.listen
+    }
+
+    /// Ends the loops, with their connections.
+    pub fn stop(self) -> io::Result<()> {
+        let Self { loops, control, end, .. } = self;
+        for each in loops.iter() {
+            each.stop();
+        }
+        drop(end);
+        // It has a share in the loops until the last of their senders is gone.
+        let _ = control.join();
+        for each in Arc::into_inner(loops).into_iter().flatten() {
+            each.join()?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the loops' picture of the cluster current.
+struct Watch {
+    loops: Arc<Vec<driver::Running>>,
+    setup: Setup,
+    known: Option<Topology>,
+}
+
+impl Watch {
+    fn run(mut self, first: Option<Topology>, notices: &Receiver<Notice>) {
+        if let Some(topology) = first {
+            self.learn(topology);
+        }
+        loop {
+            match notices.recv_timeout(REFRESH) {
+                Ok(Notice::Refresh { .. }) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Ok(topology) = self.ask() {
+                self.learn(topology);
+            }
+            // What was complained about until now is answered; what comes from now on isn't.
+            while notices.try_recv().is_ok() {}
+            let rest = Instant::now() + REFRESH_MIN;
+            thread::sleep(rest.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// A known primary's word, else a seed's.
+    fn ask(&self) -> Result<Topology, ProxyError> {
+        let known = self.known.iter().flat_map(|topology| &topology.primaries);
+        let known = known.map(|(address, _)| Address::clone(address));
+        let nodes: Vec<Address> = known.chain(self.setup.seeds.iter().cloned()).collect();
+        ask_any(&nodes, &self.setup.profile)
+    }
+
+    fn learn(&mut self, topology: Topology) {
+        if self.known.as_ref() == Some(&topology) {
+            return;
+        }
+        tracing::info!(primaries = topology.primaries.len(), "the cluster's slots");
+        for each in self.loops.iter() {
+            each.set_topology(0, topology.clone());
+        }
+        self.known = Some(topology);
+    }
+}
+
+/// The answer of the first node that gives one, else the last one's error.
+fn ask_any(nodes: &[Address], profile: &Profile) -> Result<Topology, ProxyError> {
+    let mut last = ProxyError::NoSeed;
+    for address in nodes {
+        match topology::ask(address, profile, ASK) {
+            Ok(topology) => return Ok(topology),
+            Err(source) => last = ProxyError::Topology { address: address.clone(), source },
+        }
+    }
+    Err(last)
+}
