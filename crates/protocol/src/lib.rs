@@ -13,6 +13,7 @@ pub mod directives;
 pub mod engine;
 pub mod ids;
 pub mod key_hash;
+pub mod rdb;
 pub mod resp;
 pub mod slots;
 

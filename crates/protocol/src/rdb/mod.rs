@@ -1,0 +1,30 @@
+//! RDB files, DUMP payloads and append-only files: read, written, compared, carried between engines.
+pub mod aof;
+mod checksum;
+mod commands;
+pub mod dump;
+mod encoding;
+mod event;
+mod fault;
+mod items;
+mod layout;
+pub mod lzf;
+mod packed;
+mod parser;
+mod reader;
+mod stream;
+mod transcode;
+mod value;
+mod wire;
+mod writer;
+
+pub use checksum::Checksum;
+pub use commands::Commands;
+pub use encoding::{Brand, DataType, Encoding, Format};
+pub use event::{Big, Entry, Event, Key, Limits, Part, ReadError, Record, Verdict};
+pub use fault::Fault;
+pub use items::{Item, Items, ItemsState, StreamHead, StreamId};
+pub use reader::Reader;
+pub use transcode::{Carried, Lost, encode, newest_format, payload_format, transcode};
+pub use value::{Consumer, Field, Group, Idempotence, Pending, Stream, Value};
+pub use writer::Writer;
