@@ -6,6 +6,7 @@ mod clients;
 mod command;
 mod commands;
 mod directives;
+mod dumps;
 mod engines;
 mod keydb;
 mod packages;
@@ -40,6 +41,8 @@ enum Task {
     Engines,
     /// Install the client libraries that the proxy is tested with.
     Clients,
+    /// Let every engine save values of every type: the files that the tests of `protocol::rdb` read.
+    Dumps,
     /// Run keyfleet and draw what the terminal shows into docs/status.svg.
     Picture,
     /// Ask every engine for its configuration directives and write the table that `protocol` has
@@ -71,6 +74,7 @@ fn main() -> anyhow::Result<ExitCode> {
             }
         }
         Task::Clients => clients::install()?,
+        Task::Dumps => dumps::run()?,
         Task::Picture => picture::draw()?,
         Task::Directives { check } => directives::run(check)?,
         Task::Commands { check, page: true } => commands::write_page(check)?,

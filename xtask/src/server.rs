@@ -1,6 +1,7 @@
 //! A server process for a moment, and the few commands that tasks need from it.
 
 use std::{
+    fmt::Debug,
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -68,7 +69,7 @@ impl Server {
     }
 
     /// Sends one command and returns the answer, errors too.
-    pub fn call(&mut self, arguments: &[&str]) -> Result<Value> {
+    pub fn call(&mut self, arguments: &[impl AsRef<[u8]> + Debug]) -> Result<Value> {
         let mut request = Vec::new();
         encode_command(arguments, &mut request);
         self.connection.write_all(&request)?;

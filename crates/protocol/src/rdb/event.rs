@@ -121,7 +121,7 @@ pub enum Verdict {
 /// What an input may ask for at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Values up to this are handed out whole, larger ones in parts of about this size.
+    /// Values up to this are handed out whole, larger ones in parts of about this size. At least 64.
     pub whole_bytes_max: usize,
     /// The longest key, element or packed group of elements: these are never cut. Also how much
     /// one of them may be after it is unpacked.

@@ -113,8 +113,11 @@ pub(super) struct Parser {
 
 impl Parser {
     pub(super) fn new(limits: Limits) -> Self {
+        // Whatever is not in a part is as small as a number or the lengths of a string.
+        const WHOLE_BYTES_MIN: usize = 64;
+        let whole_bytes_max = limits.whole_bytes_max.max(WHOLE_BYTES_MIN);
         Self {
-            limits,
+            limits: Limits { whole_bytes_max, ..limits },
             state: State::Header,
             format: Format::redis(0),
             offset: 0,
@@ -482,7 +485,7 @@ impl Parser {
 
     /// The next bytes of a string.
     fn big_text<'a>(&'a mut self, window: &'a [u8]) -> Result<Step<'a>, ReadError> {
-        let part_max = self.limits.whole_bytes_max.max(1);
+        let part_max = self.limits.whole_bytes_max;
         let offset = self.offset;
         let done = match &self.state {
             State::BigPlain(left) => *left == 0,
