@@ -1,4 +1,6 @@
-//! Which slot a key belongs to.
+//! Which slot a key belongs to; in `twemproxy`, which server of a ring.
+
+pub mod twemproxy;
 
 use crate::Slot;
 
@@ -24,10 +26,11 @@ const fn table() -> [u16; 256] {
 
 /// CRC16 in the variant that the cluster specification names (XMODEM).
 pub fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| {
-        let index = usize::from((crc >> 8) as u8 ^ byte);
-        (crc << 8) ^ TABLE.get(index).copied().unwrap_or_default()
-    })
+    bytes.iter().fold(0, |crc, byte| (crc << 8) ^ crc16_step((crc >> 8) as u8 ^ byte))
+}
+
+fn crc16_step(index: u8) -> u16 {
+    TABLE.get(usize::from(index)).copied().unwrap_or_default()
 }
 
 /// The part of a key that decides its slot: what stands between the first `{` and the first `}`
