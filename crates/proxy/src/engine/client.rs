@@ -110,6 +110,10 @@ impl Works {
         self.spare.pop().unwrap_or_default()
     }
 
+    pub fn buffer_bytes(&self) -> usize {
+        self.spare.iter().map(|work| work.buffer_bytes()).sum()
+    }
+
     #[inline]
     fn give(&mut self, mut work: Box<Work>) {
         if self.spare.len() >= RECYCLED_MAX {
@@ -286,6 +290,13 @@ impl Client {
 }
 
 impl Work {
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.query.capacity()
+            + self.parked.capacity()
+            + self.output.capacity()
+            + self.ring.capacity() * size_of::<Awaited>()
+    }
+
     /// Leaves out the parked replies that were used.
     #[cold]
     fn sweep(&mut self) {

@@ -264,6 +264,16 @@ impl Engine {
         self.clients.len()
     }
 
+    /// Bytes of buffers: what clients and servers sent that is not passed on yet, and what is kept
+    /// for reuse. Walks over everything.
+    pub fn buffer_bytes(&self) -> usize {
+        let works = self.clients.iter().filter_map(|(_, client)| client.work.as_deref());
+        let clients: usize = works.map(Work::buffer_bytes).sum();
+        let conns: usize = self.core.conns.iter().map(|(_, conn)| conn.buffer_bytes()).sum();
+        let splits: usize = self.core.splits.iter().map(|(_, split)| split.bytes_held()).sum();
+        clients + conns + splits + self.core.works.buffer_bytes()
+    }
+
     /// Somebody connected.
     pub fn client_opened(&mut self, pool: usize) -> ClientId {
         self.core.clients_ever += 1;

@@ -120,6 +120,12 @@ impl Conn {
         }
     }
 
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.output.capacity()
+            + self.held.capacity()
+            + self.pending.capacity() * size_of::<Pending>()
+    }
+
     /// Takes the first of those that have no reply out.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<Pending> {
