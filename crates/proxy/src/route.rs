@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use protocol::{SLOT_COUNT, key_hash};
+use protocol::{SLOT_COUNT, SlotSet, key_hash};
 
 /// Where a server, or the proxy itself, listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,14 +112,14 @@ impl Ring {
 /// Who owns which slot of a cluster.
 #[derive(Clone)]
 pub struct Slots {
-    owners: Box<[u16; SLOT_COUNT as usize]>,
+    owners: Box<[u16]>,
 }
 
 const NOBODY: u16 = u16::MAX;
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { owners: Box::new([NOBODY; SLOT_COUNT as usize]) }
+        Self { owners: vec![NOBODY; usize::from(SLOT_COUNT)].into_boxed_slice() }
     }
 }
 
@@ -146,8 +146,14 @@ impl fmt::Debug for Slots {
 /// A cluster's primaries and their slots, as somebody outside found them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Topology {
-    /// Each primary with its inclusive ranges of slots.
-    pub primaries: Vec<(Arc<Address>, Vec<(u16, u16)>)>,
+    pub primaries: Vec<Primary>,
+}
+
+/// A primary and its slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Primary {
+    pub address: Arc<Address>,
+    pub slots: SlotSet,
 }
 
 #[cfg(test)]

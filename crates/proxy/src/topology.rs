@@ -8,13 +8,13 @@ use std::{
 };
 
 use protocol::{
-    Value,
+    SlotSet, Value,
     resp::{DecodeError, Decoder, encode_command},
 };
 
 use crate::{
     engine::Profile,
-    route::{Address, Topology},
+    route::{Address, Primary, Topology},
 };
 
 /// A node did not say what its cluster looks like.
@@ -87,7 +87,7 @@ pub fn read(reply: &Value, asked: &Address) -> Option<Topology> {
     let mut topology = Topology::default();
     for range in reply.as_array()? {
         let [first, last, primary, ..] = range.as_array()? else { return None };
-        let slots = (number(first)?, number(last)?);
+        let slots = SlotSet::range(number(first)?, number(last)?);
         let [host, port, ..] = primary.as_array()? else { return None };
         let port = number(port)?;
         // A node that doesn't know its address or name says nothing, or a question mark.
@@ -95,9 +95,9 @@ pub fn read(reply: &Value, asked: &Address) -> Option<Topology> {
             None | Some("" | "?") => asked.with_port(port),
             Some(host) => Address::new(host, port),
         };
-        match topology.primaries.iter_mut().find(|(each, _)| **each == address) {
-            Some((_, ranges)) => ranges.push(slots),
-            None => topology.primaries.push((Arc::new(address), vec![slots])),
+        match topology.primaries.iter_mut().find(|each| *each.address == address) {
+            Some(primary) => primary.slots = primary.slots.union(&slots),
+            None => topology.primaries.push(Primary { address: Arc::new(address), slots }),
         }
     }
     Some(topology)
@@ -113,30 +113,28 @@ mod tests {
 
     #[test]
     fn replies() {
-        let check = |text: &str, expected: Option<&[(&str, &[(u16, u16)])]>| {
+        let check = |text: &str, expected: Option<&[(&str, &str)]>| {
             let text = text.replace(' ', "\r\n");
             let (value, _) =
                 protocol::resp::decode(text.as_bytes(), &protocol::resp::Limits::default())
                     .unwrap()
                     .unwrap();
             let asked = Address::parse("10.0.0.1:7000").unwrap();
-            let expected = expected.map(|primaries| Topology {
-                primaries: primaries
-                    .iter()
-                    .map(|(name, ranges)| {
-                        (Arc::new(Address::parse(name).unwrap()), ranges.to_vec())
-                    })
-                    .collect(),
-            });
+            let primary = |(name, slots): &(&str, &str)| Primary {
+                address: Arc::new(Address::parse(name).unwrap()),
+                slots: slots.parse().unwrap(),
+            };
+            let expected =
+                expected.map(|all| Topology { primaries: all.iter().map(primary).collect() });
             assert_eq!(read(&value, &asked), expected, "{text:?}");
         };
         let node = "*3 $9 127.0.0.1 :7001 $2 id ";
         check(
             &format!("*2 *3 :0 :5 {node}*4 :7 :9 {node}{node}"),
-            Some(&[("127.0.0.1:7001", &[(0, 5), (7, 9)])]),
+            Some(&[("127.0.0.1:7001", "0-5,7-9")]),
         );
-        check("*1 *3 :0 :5 *2 $0  :7002 ", Some(&[("10.0.0.1:7002", &[(0, 5)])]));
-        check("*1 *3 :0 :5 *2 $-1 :7002 ", Some(&[("10.0.0.1:7002", &[(0, 5)])]));
+        check("*1 *3 :0 :5 *2 $0  :7002 ", Some(&[("10.0.0.1:7002", "0-5")]));
+        check("*1 *3 :0 :5 *2 $-1 :7002 ", Some(&[("10.0.0.1:7002", "0-5")]));
         check("*0 ", Some(&[]));
         check("*1 *2 :0 :5 ", None);
         check("*1 *3 :0 :99999 *2 $-1 :7002 ", None);

@@ -1,7 +1,5 @@
 //! Connections to servers: made when first needed, shared by clients, ended with what they carry.
 
-use std::sync::Arc;
-
 use protocol::resp::encode_command;
 
 use super::{
@@ -9,7 +7,6 @@ use super::{
     server::{Conn, Kind, Link, Pending},
     slab::Id,
 };
-use crate::route::{Slots, Topology};
 
 impl Core {
     /// The connection that a client's requests to a server go over; made now where there is none.
@@ -114,6 +111,7 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
             kind: Kind::Prologue,
             repeatable: false,
             tries: 1,
+            in_flux: false,
         });
     };
     let user = profile.user.as_deref();
@@ -175,14 +173,14 @@ impl Engine {
         if std::mem::replace(&mut conn.dead, true) {
             return;
         }
-        conn.output.clear();
+        let output = std::mem::take(&mut conn.output);
         conn.held = Vec::new();
         if conn.stalled.take().is_some() {
             self.core.stalls -= 1;
         }
         let pending = std::mem::take(&mut conn.pending);
-        let streaming = conn.streaming;
-        let index = conn.server;
+        let (streaming, keeps) = (conn.streaming, conn.keeps);
+        let (index, profile) = (conn.server, conn.profile);
         self.core.turn.woken.append(&mut conn.waiting);
         let mut pool_index = 0;
         if let Some(server) = self.core.servers.get_mut(usize::from(index)) {
@@ -201,29 +199,20 @@ impl Engine {
         if !self.core.is_ring(pool_index) {
             self.core.want_refresh(pool_index);
         }
-        for (position, pending) in pending.into_iter().enumerate() {
+        let mut from = 0;
+        for (position, mut pending) in pending.into_iter().enumerate() {
             if position == 0 && streaming {
                 // Half a reply is out: there is no way to end it well.
                 self.close_client(pending.client);
+                self.core.settle_flux(pool_index, &mut pending);
+            } else if pending.kind == Kind::Request && keeps {
+                let bytes = output.kept(from, pending.length);
+                let unsent = from + pending.length > output.kept_sent();
+                self.lost(pool_index, profile, pending, bytes, unsent, error);
             } else if pending.kind == Kind::Request {
                 self.fail(&pending, error);
             }
-        }
-    }
-
-    /// Gives a pool the current state of its cluster.
-    pub fn set_topology(&mut self, pool_index: usize, topology: &Topology) {
-        let mut slots = Slots::default();
-        let mut servers = Vec::new();
-        for (address, ranges) in &topology.primaries {
-            let server = servers.len() as u16;
-            servers.push(self.core.add_server(pool_index, Arc::clone(address)));
-            for slot in ranges.iter().flat_map(|(first, last)| *first..=*last) {
-                slots.set_owner(slot, server);
-            }
-        }
-        if let Some(pool) = self.core.pools.get_mut(pool_index) {
-            (pool.route, pool.servers) = (Route::Slots(slots), servers);
+            from += pending.length;
         }
     }
 
@@ -285,6 +274,9 @@ impl Engine {
     pub fn tick(&mut self) {
         let now = self.core.now;
         self.core.ticked = now;
+        if !self.core.limbo.is_empty() {
+            self.retry_delayed();
+        }
         for id in self.core.conns.ids() {
             let Some(conn) = self.core.conns.get(id) else { continue };
             let server = self.core.servers.get(usize::from(conn.server));
@@ -310,17 +302,20 @@ impl Engine {
             if pending.at + timeout > now {
                 break;
             }
-            let late = *pending;
+            let mut late = *pending;
             if late.kind == Kind::Prologue {
                 self.kill_conn(id, error::TIMED_OUT);
                 return;
             }
             let streaming = conn.expired == 0 && conn.streaming;
             pending.kind = Kind::Discard;
+            pending.in_flux = false;
             conn.expired += 1;
             if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
                 server.counters.timed_out.add(1);
             }
+            let pool = self.core.servers.get(usize::from(conn.server)).map_or(0, |each| each.pool);
+            self.core.settle_flux(pool, &mut late);
             if streaming {
                 self.close_client(late.client);
             } else if late.kind == Kind::Request {
@@ -340,7 +335,8 @@ impl Engine {
     /// When [`Engine::tick`] is to be called; None: nothing waits.
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
-        (waits || self.core.stalls > 0).then(|| self.core.ticked + TICK)
+        (waits || self.core.stalls > 0 || !self.core.limbo.is_empty())
+            .then(|| self.core.ticked + TICK)
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use protocol::commands::{self, Arguments, Command, Repeat, Route as Way};
 
 use super::{
-    ClientId, Core,
+    ClientId, Core, Route,
     client::{Awaited, Client, Ending, Hold},
     error,
     request::{self, Frame, Span},
@@ -220,20 +220,20 @@ impl Core {
             self.reply(id, client, text);
             return Outcome::Taken;
         };
-        let mut first: Option<&[u8]> = None;
-        let mut lane = None;
-        for key in keys.filter_map(|index| arguments.get(index)) {
-            first.get_or_insert(key);
-            let target =
-                self.pools.get(usize::from(client.pool)).map(|pool| pool.route.target(key));
-            if lane.is_some() && lane != target {
+        let mut keys = keys.filter_map(|index| arguments.get(index));
+        let first = keys.next().unwrap_or_default();
+        // In a ring the first key decides, as it does for twemproxy.
+        if let Some(pool) = self.pools.get(usize::from(client.pool))
+            && let Route::Slots(_) = pool.route
+        {
+            let lane = pool.route.target(first).lane;
+            if keys.any(|key| pool.route.target(key).lane != lane) {
                 self.reply(id, client, error::CROSS_SLOT);
                 return Outcome::Taken;
             }
-            lane = target;
         }
         let repeatable = command.safe_to_repeat(arguments);
-        self.forward(id, client, arguments.bytes, first.unwrap_or_default(), repeatable)
+        self.forward(id, client, arguments.bytes, first, repeatable)
     }
 
     fn dispatch_inline(&mut self, id: ClientId, client: &mut Client, request: &[u8]) -> Outcome {
@@ -280,10 +280,14 @@ impl Core {
             self.nobody(id, client);
             return Outcome::Taken;
         };
+        if !pool.flux.is_empty() && self.waits_for_flux(client.pool, target.lane, id) {
+            client.hold = Hold::Server;
+            return Outcome::Later;
+        }
         let conn_id = match self.conn_for(server, client.profile, id) {
             Ok(conn) => conn,
             Err(error) => {
-                self.fail_now(id, client, error);
+                self.unreachable(id, client, request, target.lane, repeatable, error);
                 return Outcome::Taken;
             }
         };
@@ -305,6 +309,7 @@ impl Core {
             kind: Kind::Request,
             repeatable,
             tries: 1,
+            in_flux: false,
         });
         conn.mark(conn_id, &mut self.turn);
         work.ring.push_back(Awaited::Reply);
@@ -313,6 +318,41 @@ impl Core {
             server.counters.request_bytes.add(request.len() as u64);
         }
         Outcome::Taken
+    }
+
+    /// No connection can be had: with a cluster that may change soon, else it is an error.
+    #[cold]
+    fn unreachable(
+        &mut self,
+        id: ClientId,
+        client: &mut Client,
+        request: &[u8],
+        lane: u16,
+        repeatable: bool,
+        error: &[u8],
+    ) {
+        let number = client.head.wrapping_add(client.outstanding() as u32);
+        let pending = Pending {
+            client: id,
+            number,
+            part: 0,
+            lane,
+            length: request.len(),
+            at: self.now,
+            kind: Kind::Request,
+            repeatable,
+            tries: 0,
+            in_flux: false,
+        };
+        if self.is_ring(client.pool)
+            || !self.delay(client.pool, client.profile, pending, request.into(), error)
+        {
+            self.fail_now(id, client, error);
+            return;
+        }
+        self.want_refresh(client.pool);
+        let work = client.work.get_or_insert_with(|| self.works.take());
+        work.ring.push_back(Awaited::Reply);
     }
 
     #[cold]
@@ -358,7 +398,7 @@ impl Core {
             return Outcome::Later;
         }
         self.sort_keys();
-        let Core { scratch, pools, conns, servers, splits, works, turn, .. } = self;
+        let Self { scratch, pools, conns, servers, splits, works, turn, .. } = self;
         let Some(pool) = pools.get(usize::from(client.pool)) else { return Outcome::Taken };
         pool.counters.requests.add(1);
         pool.counters.request_bytes.add(arguments.bytes.len() as u64);
@@ -371,70 +411,67 @@ impl Core {
         let work = client.work.get_or_insert_with(|| works.take());
         let number = client.head.wrapping_add(work.ring.len() as u32);
         let words_each = if with_values { 2 } else { 1 };
-        let mut failed = false;
+        let mut unsent = Vec::new();
         let mut from = 0;
         for (index, part) in scratch.parts.iter().enumerate() {
             let single = merge == Merge::Array && part.keys == 1;
             split.add_part(part.keys, single);
             let keys = scratch.order.get(from..from + part.keys as usize).unwrap_or_default();
             from += part.keys as usize;
-            let Ok(conn_id) = part.conn else {
-                failed = true;
-                continue;
-            };
-            let Some(conn) = conns.get_mut(conn_id) else { continue };
-            let out = conn.output.bytes();
-            let before = out.len();
-            out.push(b'*');
-            push_number(out, u64::from(part.keys) * words_each + 1);
-            if single {
-                out.extend_from_slice(b"\r\n$3\r\nGET\r\n");
-            } else {
-                out.extend_from_slice(b"\r\n$");
-                push_number(out, command.name.len() as u64);
-                out.extend_from_slice(b"\r\n");
-                out.extend_from_slice(command.name.as_bytes());
-                out.extend_from_slice(b"\r\n");
-            }
-            for key in keys {
-                let Some(key) = scratch.keys.get(*key as usize) else { continue };
-                let words = arguments.bytes.get(key.start as usize..key.end as usize);
-                out.extend_from_slice(words.unwrap_or_default());
-            }
-            let length = out.len() - before;
-            conn.pending.push_back(Pending {
+            let mut pending = Pending {
                 client: id,
                 number,
                 part: index as u16,
                 lane: part.lane,
-                length,
+                length: 0,
                 at: self.now,
                 kind: Kind::Request,
                 repeatable,
                 tries: 1,
+                in_flux: false,
+            };
+            let words = u64::from(part.keys) * words_each + 1;
+            let name = if single { "get" } else { command.name };
+            let keys = keys.iter().filter_map(|key| {
+                let key = scratch.keys.get(*key as usize)?;
+                arguments.bytes.get(key.start as usize..key.end as usize)
             });
+            let found = part.conn.ok().and_then(|id| Some((id, conns.get_mut(id)?)));
+            let Some((conn_id, conn)) = found else {
+                let mut fragment = Vec::new();
+                pending.length = push_fragment(&mut fragment, words, name, keys);
+                unsent.push((pending, fragment));
+                continue;
+            };
+            pending.length = push_fragment(conn.output.bytes(), words, name, keys);
+            conn.pending.push_back(pending);
             if let Some(server) = servers.get(usize::from(conn.server)) {
                 server.counters.requests.add(1);
-                server.counters.request_bytes.add(length as u64);
+                server.counters.request_bytes.add(pending.length as u64);
             }
             conn.mark(conn_id, turn);
         }
         work.ring.push_back(Awaited::Split(splits.insert(split)));
-        if failed {
-            self.fail_parts(id, client, number);
+        for (pending, fragment) in unsent {
+            self.unreachable_part(client, pending, fragment);
         }
         Outcome::Taken
     }
 
-    /// Answers the parts that cannot be sent.
+    /// A part that cannot be sent now: with a cluster that may change soon, else it is an error.
     #[cold]
-    fn fail_parts(&mut self, id: ClientId, client: &mut Client, number: u32) {
-        for (index, part) in self.scratch.parts.iter().enumerate() {
-            if let Err(error) = part.conn {
-                client.answer(number, index as u16, error, &mut self.splits);
+    fn unreachable_part(&mut self, client: &mut Client, pending: Pending, fragment: Vec<u8>) {
+        let part = self.scratch.parts.get(usize::from(pending.part));
+        let error = part.and_then(|part| part.conn.err()).unwrap_or(error::REFUSED);
+        if error != error::NOBODY && !self.is_ring(client.pool) {
+            self.want_refresh(client.pool);
+            let bytes = fragment.into_boxed_slice();
+            if self.delay(client.pool, client.profile, pending, bytes, error) {
+                return;
             }
         }
-        client.mark(id, &mut self.turn);
+        client.answer(pending.number, pending.part, error, &mut self.splits);
+        client.mark(pending.client, &mut self.turn);
     }
 
     /// Fills in which lanes the keys belong to.
@@ -480,6 +517,11 @@ impl Core {
     fn find_conns(&mut self, id: ClientId, client: &mut Client) -> bool {
         for index in 0..self.scratch.parts.len() {
             let Some(part) = self.scratch.parts.get(index).copied() else { continue };
+            let flux = self.pools.get(usize::from(client.pool)).is_some_and(|p| !p.flux.is_empty());
+            if flux && self.waits_for_flux(client.pool, part.lane, id) {
+                client.hold = Hold::Server;
+                return false;
+            }
             let found = match u16::try_from(part.next) {
                 Ok(server) => self.conn_for(server, client.profile, id),
                 Err(_) if self.is_ring(client.pool) => Err(error::REFUSED),
@@ -521,6 +563,28 @@ impl Core {
             part.next += 1;
         }
     }
+}
+
+/// Appends a request of a name and keys (each with all its words as they came); its length.
+#[inline]
+fn push_fragment<'a>(
+    out: &mut Vec<u8>,
+    words: u64,
+    name: &str,
+    keys: impl Iterator<Item = &'a [u8]>,
+) -> usize {
+    let before = out.len();
+    out.push(b'*');
+    push_number(out, words);
+    out.extend_from_slice(b"\r\n$");
+    push_number(out, name.len() as u64);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for key in keys {
+        out.extend_from_slice(key);
+    }
+    out.len() - before
 }
 
 /// A whole request's words by index.

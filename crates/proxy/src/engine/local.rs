@@ -4,7 +4,7 @@ use protocol::commands::{Arguments as _, Command};
 
 use super::{
     ClientId, Core,
-    client::{Client, Ending},
+    client::{Client, Ending, Mode},
     dispatch::Request,
     error,
     split::push_number,
@@ -30,6 +30,7 @@ impl Core {
                 client.ending = Ending::Answering;
             }
             "reset" => {
+                client.mode = Mode::Shared;
                 self.log_out(client);
                 client.name = None;
                 client.protocol = 2;
@@ -52,14 +53,13 @@ impl Core {
                 let name = client.name.clone().unwrap_or_default();
                 self.bulk(id, client, &name);
             }
-            "client|setinfo" => self.reply(id, client, OK),
             "client|id" => {
                 let mut answer = b":".to_vec();
                 push_number(&mut answer, client.number);
                 answer.extend_from_slice(b"\r\n");
                 self.reply(id, client, &answer);
             }
-            "readonly" | "readwrite" => self.reply(id, client, OK),
+            "client|setinfo" | "readonly" | "readwrite" => self.reply(id, client, OK),
             name => {
                 let text = format!("-ERR '{name}' is not served\r\n");
                 self.reply(id, client, text.as_bytes());

@@ -23,6 +23,7 @@ mod dispatch;
 mod error;
 mod local;
 mod output;
+mod redirect;
 mod replies;
 pub mod reply;
 pub mod request;
@@ -169,6 +170,8 @@ pub(crate) struct Pool {
     backoff_min: Micros,
     backoff_max: Micros,
     counters: Arc<PoolCounters>,
+    /// Slots whose requests have to wait.
+    flux: Vec<redirect::Flux>,
 }
 
 /// See the module.
@@ -193,6 +196,7 @@ struct Core {
     clients_ever: u64,
     /// Connections that are stalled.
     stalls: usize,
+    limbo: redirect::Limbo,
     scratch: dispatch::Scratch,
 }
 
@@ -211,6 +215,7 @@ impl Engine {
             ticked: 0,
             clients_ever: 0,
             stalls: 0,
+            limbo: redirect::Limbo::default(),
             scratch: dispatch::Scratch::default(),
         };
         Self { clients: Slab::default(), core }
@@ -232,21 +237,20 @@ impl Engine {
             backoff_min: setup.backoff_min,
             backoff_max: setup.backoff_max,
             counters: Arc::default(),
+            flux: Vec::new(),
         });
         pool
     }
 
-    /// A pool's figures, and those of its servers; they stay current.
-    pub fn counters(
-        &self,
-        pool: usize,
-    ) -> Option<(Arc<PoolCounters>, Vec<(Arc<Address>, Arc<ServerCounters>)>)> {
-        let pool = self.core.pools.get(pool)?;
-        let servers = pool.servers.iter().filter_map(|server| {
-            let server = self.core.servers.get(usize::from(*server))?;
-            Some((Arc::clone(&server.address), Arc::clone(&server.counters)))
-        });
-        Some((Arc::clone(&pool.counters), servers.collect()))
+    /// A pool's figures; they stay current.
+    pub fn pool_counters(&self, pool: usize) -> Option<Arc<PoolCounters>> {
+        self.core.pools.get(pool).map(|pool| Arc::clone(&pool.counters))
+    }
+
+    /// The figures of a pool's servers, those that it had before too; they stay current.
+    pub fn server_counters(&self, pool: usize) -> Vec<(Arc<Address>, Arc<ServerCounters>)> {
+        let servers = self.core.servers.iter().filter(|server| usize::from(server.pool) == pool);
+        servers.map(|each| (Arc::clone(&each.address), Arc::clone(&each.counters))).collect()
     }
 
     /// The time until the next call. It never goes back.
@@ -271,7 +275,7 @@ impl Engine {
         let clients: usize = works.map(Work::buffer_bytes).sum();
         let conns: usize = self.core.conns.iter().map(|(_, conn)| conn.buffer_bytes()).sum();
         let splits: usize = self.core.splits.iter().map(|(_, split)| split.bytes_held()).sum();
-        clients + conns + splits + self.core.works.buffer_bytes()
+        clients + conns + splits + self.core.works.buffer_bytes() + self.core.limbo.bytes()
     }
 
     /// Somebody connected.

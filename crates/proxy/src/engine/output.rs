@@ -37,10 +37,6 @@ impl Output {
         self.bytes.len() - self.start
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// So many bytes were written; they are kept until [`Output::release`].
     #[inline]
     pub fn wrote(&mut self, count: usize) {
@@ -109,7 +105,7 @@ mod tests {
         output.release(100);
         assert_eq!((output.unsent(), output.len()), (&b"hree"[..], 4));
         output.wrote_and_done(4);
-        assert!(output.is_empty());
+        assert_eq!(output.len(), 0);
     }
 
     #[test]

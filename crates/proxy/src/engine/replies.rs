@@ -176,19 +176,34 @@ impl Engine {
         if reply.first() == Some(&b'>') && !conn.streaming {
             return true;
         }
-        let Some(pending) = conn.pop() else { return false };
-        if conn.keeps {
-            conn.output.release(pending.length);
-        }
+        let Some(mut pending) = conn.pop() else { return false };
+        let keeps = conn.keeps;
         let streamed = std::mem::take(&mut conn.streaming);
+        let mut pool = 0;
         if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
+            pool = server.pool;
             server.counters.responses.add(1);
             server.counters.response_bytes.add(reply.len() as u64);
             server.counters.latency.record(self.core.now.saturating_sub(pending.at));
         }
+        if keeps {
+            let again = reply.first() == Some(&b'-')
+                && pending.kind == Kind::Request
+                && self.clients.get(pending.client).is_some()
+                && self.core.try_again(id, &pending, reply);
+            if let Some(conn) = self.core.conns.get_mut(id) {
+                conn.output.release(pending.length);
+            }
+            if again {
+                return true;
+            }
+            if pending.in_flux {
+                self.core.settle_flux(pool, &mut pending);
+            }
+        }
         match pending.kind {
             Kind::Request => {}
-            Kind::Discard => return true,
+            Kind::Discard | Kind::Asking => return true,
             Kind::Prologue => return self.prologue_reply(id, reply),
         }
         if let Some(client) = self.clients.get_mut(pending.client) {

@@ -144,12 +144,16 @@ pub fn frame(
     while left > 0 {
         match bytes.get(at) {
             Some(b'$') => {}
-            None => return pause(progress, at, left, 0),
+            None => {
+                pause(progress, at, left, 0);
+                return Ok(None);
+            }
             Some(other) => return Err(RequestError::Sign(*other)),
         }
         let Some((length, start)) = number(bytes, at + 1).map_err(|()| RequestError::Length)?
         else {
-            return pause(progress, at, left, 0);
+            pause(progress, at, left, 0);
+            return Ok(None);
         };
         if length > limits.word_bytes_max {
             return Err(RequestError::Length);
@@ -157,7 +161,10 @@ pub fn frame(
         let end = start + length;
         match (bytes.get(end), bytes.get(end + 1)) {
             (Some(b'\r'), Some(b'\n')) => {}
-            (None, _) | (Some(b'\r'), None) => return pause(progress, at, left, length),
+            (None, _) | (Some(b'\r'), None) => {
+                pause(progress, at, left, length);
+                return Ok(None);
+            }
             _ => return Err(RequestError::End),
         }
         match progress.words - left {
@@ -174,14 +181,8 @@ pub fn frame(
 }
 
 #[cold]
-fn pause(
-    progress: &mut Progress,
-    at: usize,
-    left: u32,
-    open: usize,
-) -> Result<Option<Frame>, RequestError> {
+fn pause(progress: &mut Progress, at: usize, left: u32, open: usize) {
     (progress.at, progress.left, progress.open) = (at, left, open);
-    Ok(None)
 }
 
 /// A request as people type it: words between spaces on one line. Quotes are refused, for the

@@ -77,6 +77,8 @@ pub(super) struct Pending {
     pub repeatable: bool,
     /// How often it was sent.
     pub tries: u16,
+    /// Its slot is in flux because of it.
+    pub in_flux: bool,
 }
 
 /// What becomes of the reply.
@@ -86,6 +88,8 @@ pub(super) enum Kind {
     Request,
     /// It belongs to what a connection starts with: an error ends the connection.
     Prologue,
+    /// It allows the next request to be served by a slot's owner to be.
+    Asking,
     /// Nobody wants it.
     Discard,
 }

@@ -1,0 +1,353 @@
+//! Following a cluster while it changes: requests that were not executed where they were sent go
+//! where they belong, and clients see nothing of it.
+//!
+//! A redirection means that nothing was executed, so any command may be sent again; after a lost
+//! connection only what was not written completely, or what is as good twice as once.
+//!
+//! One client's requests to a slot stay in order: where the slot's owner changes, new requests to
+//! it wait until those that were sent to the former owner, or that wait to be sent again, are
+//! settled. Such a slot is in flux.
+
+use std::sync::Arc;
+
+use protocol::Slot;
+use protocol::resp::{Redirect, ServerError};
+
+use super::{
+    ClientId, ConnId, Core, Engine, Micros, Route, error,
+    server::{Kind, Pending},
+    slab::Id,
+};
+use crate::route::{Address, Slots, Topology};
+
+/// How long a request waits before it is sent again, where waiting is what helps.
+const DELAY: Micros = 20_000;
+/// After so many tries each further one waits: nodes may send a request to and fro.
+const TRIES_AT_ONCE: u16 = 8;
+/// For so long requests are sent again in pools without a timeout.
+const TRY_FOR: Micros = 5_000_000;
+/// Requests that wait to be sent again may have so many bytes together.
+const DELAYED_BYTES_MAX: usize = 64 << 20;
+
+/// A request that waits to be sent again.
+pub(super) struct Delayed {
+    due: Micros,
+    pool: u16,
+    profile: u16,
+    pending: Pending,
+    bytes: Box<[u8]>,
+    /// What its client is told when time is up.
+    error: Box<[u8]>,
+}
+
+/// A slot whose owner changed while requests to it were on their way.
+pub(super) struct Flux {
+    lane: u16,
+    /// Requests that are not settled yet.
+    left: u32,
+}
+
+/// Requests that wait, and clients that wait for them.
+#[derive(Default)]
+pub(super) struct Limbo {
+    delayed: Vec<Delayed>,
+    bytes: usize,
+    waiting: Vec<ClientId>,
+}
+
+impl Limbo {
+    pub fn is_empty(&self) -> bool {
+        self.delayed.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// What an error reply asks for.
+enum Wanted {
+    Moved { slot: Slot, address: Address },
+    Ask { address: Address },
+    Patience,
+}
+
+fn wanted(reply: &[u8], asked: &Address) -> Option<Wanted> {
+    let text = std::str::from_utf8(reply.strip_prefix(b"-")?).ok()?;
+    let error = ServerError::parse(text.trim_end());
+    let address = |host: &str, port| match host {
+        "" | "?" => asked.with_port(port),
+        host => Address::new(host, port),
+    };
+    match (error.code.as_str(), error.redirect()) {
+        (_, Some(Redirect::Moved { slot, host, port })) => {
+            Some(Wanted::Moved { slot, address: address(&host, port) })
+        }
+        (_, Some(Redirect::Ask { host, port, .. })) => {
+            Some(Wanted::Ask { address: address(&host, port) })
+        }
+        ("TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN", None) => Some(Wanted::Patience),
+        _ => None,
+    }
+}
+
+impl Core {
+    /// The reply to the oldest request on a connection, which is an error: if another try may
+    /// help, the request is on its way again, and true is returned.
+    #[cold]
+    pub(super) fn try_again(&mut self, id: ConnId, pending: &Pending, reply: &[u8]) -> bool {
+        let Some(conn) = self.conns.get(id) else { return false };
+        let Some(server) = self.servers.get(usize::from(conn.server)) else { return false };
+        let Some(wanted) = wanted(reply, &server.address) else { return false };
+        let (pool_index, profile) = (server.pool, conn.profile);
+        if self.time_is_up(pool_index, pending) {
+            return false;
+        }
+        let bytes: Box<[u8]> = conn.output.kept(0, pending.length).into();
+        if bytes.len() != pending.length {
+            return false;
+        }
+        if let Some(pool) = self.pools.get(usize::from(pool_index)) {
+            pool.counters.redirects.add(1);
+        }
+        let target = match wanted {
+            Wanted::Moved { slot, address } => {
+                let server = self.learn(pool_index, slot, address);
+                self.want_refresh(pool_index);
+                Some((server, false))
+            }
+            Wanted::Ask { address } => {
+                Some((self.add_server(usize::from(pool_index), Arc::new(address)), true))
+            }
+            Wanted::Patience => None,
+        };
+        let sent =
+            target.filter(|_| pending.tries < TRIES_AT_ONCE).is_some_and(|(server, asking)| {
+                self.send_again(server, profile, *pending, &bytes, asking)
+            });
+        if sent {
+            let mut settled = *pending;
+            self.settle_flux(pool_index, &mut settled);
+            return true;
+        }
+        self.delay(pool_index, profile, *pending, bytes, reply)
+    }
+
+    /// Sends a request to a server; false where no connection can be had.
+    fn send_again(
+        &mut self,
+        server: u16,
+        profile: u16,
+        pending: Pending,
+        bytes: &[u8],
+        asking: bool,
+    ) -> bool {
+        let Ok(id) = self.conn_for(server, profile, pending.client) else { return false };
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        if asking {
+            let before = conn.output.len();
+            conn.output.bytes().extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
+            let length = conn.output.len() - before;
+            let client = Id::nobody();
+            let kind = Kind::Asking;
+            let asking = Pending { client, length, kind, in_flux: false, ..pending };
+            conn.pending.push_back(asking);
+        }
+        conn.output.bytes().extend_from_slice(bytes);
+        let tries = pending.tries.saturating_add(1);
+        conn.pending.push_back(Pending { tries, in_flux: false, ..pending });
+        conn.mark(id, &mut self.turn);
+        let pool = self.servers.get(usize::from(server)).map_or(0, |server| server.pool);
+        if let Some(pool) = self.pools.get(usize::from(pool)) {
+            pool.counters.retries.add(1);
+        }
+        true
+    }
+
+    /// Keeps a request to send it again a little later; false where there is no room.
+    pub(super) fn delay(
+        &mut self,
+        pool: u16,
+        profile: u16,
+        mut pending: Pending,
+        bytes: Box<[u8]>,
+        error: &[u8],
+    ) -> bool {
+        if self.limbo.bytes + bytes.len() > DELAYED_BYTES_MAX || self.time_is_up(pool, &pending) {
+            return false;
+        }
+        self.limbo.bytes += bytes.len();
+        self.begin_flux(pool, &mut pending);
+        let (due, error) = (self.now + DELAY, error.into());
+        self.limbo.delayed.push(Delayed { due, pool, profile, pending, bytes, error });
+        true
+    }
+
+    fn time_is_up(&self, pool: u16, pending: &Pending) -> bool {
+        let timeout = self.pools.get(usize::from(pool)).and_then(|pool| pool.timeout);
+        pending.at + timeout.unwrap_or(TRY_FOR) <= self.now
+    }
+
+    /// Notes the slot's new owner.
+    fn learn(&mut self, pool_index: u16, slot: Slot, address: Address) -> u16 {
+        let server = self.add_server(usize::from(pool_index), Arc::new(address));
+        let Some(pool) = self.pools.get_mut(usize::from(pool_index)) else { return server };
+        let index = pool.servers.iter().position(|each| *each == server).unwrap_or_else(|| {
+            pool.servers.push(server);
+            pool.servers.len() - 1
+        }) as u16;
+        if let Route::Slots(slots) = &mut pool.route
+            && slots.owner(slot.number()) != Some(index)
+        {
+            slots.set_owner(slot.number(), index);
+            self.find_flux(pool_index);
+        }
+        server
+    }
+
+    /// Marks the requests that are on their way to where their slots don't belong any more.
+    fn find_flux(&mut self, pool_index: u16) {
+        let Some(pool) = self.pools.get_mut(usize::from(pool_index)) else { return };
+        let Route::Slots(slots) = &pool.route else { return };
+        for id in self.conns.ids() {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            let server = self.servers.get(usize::from(conn.server));
+            if server.is_none_or(|server| server.pool != pool_index) {
+                continue;
+            }
+            for pending in conn.pending.iter_mut().filter(|each| each.kind == Kind::Request) {
+                let owner = slots.owner(pending.lane);
+                let owner = owner.and_then(|owner| pool.servers.get(usize::from(owner)));
+                if owner != Some(&conn.server) && !pending.in_flux {
+                    pending.in_flux = true;
+                    add_flux(&mut pool.flux, pending.lane);
+                }
+            }
+        }
+    }
+
+    fn begin_flux(&mut self, pool: u16, pending: &mut Pending) {
+        if let Some(pool) = self.pools.get_mut(usize::from(pool))
+            && !std::mem::replace(&mut pending.in_flux, true)
+        {
+            add_flux(&mut pool.flux, pending.lane);
+        }
+    }
+
+    /// The request is settled, or is where it belongs.
+    #[inline]
+    pub(super) fn settle_flux(&mut self, pool: u16, pending: &mut Pending) {
+        if std::mem::take(&mut pending.in_flux) {
+            self.end_flux(pool, pending.lane);
+        }
+    }
+
+    #[cold]
+    fn end_flux(&mut self, pool: u16, lane: u16) {
+        let Some(pool) = self.pools.get_mut(usize::from(pool)) else { return };
+        if let Some(at) = pool.flux.iter().position(|flux| flux.lane == lane)
+            && let Some(flux) = pool.flux.get_mut(at)
+        {
+            flux.left -= 1;
+            if flux.left == 0 {
+                pool.flux.swap_remove(at);
+                self.turn.woken.append(&mut self.limbo.waiting);
+            }
+        }
+    }
+
+    /// Has a new request to this slot to wait? Then its client is noted.
+    #[cold]
+    pub(super) fn waits_for_flux(&mut self, pool: u16, lane: u16, id: ClientId) -> bool {
+        let pool = self.pools.get(usize::from(pool));
+        let waits = pool.is_some_and(|pool| pool.flux.iter().any(|flux| flux.lane == lane));
+        if waits {
+            self.limbo.waiting.push(id);
+        }
+        waits
+    }
+}
+
+fn add_flux(flux: &mut Vec<Flux>, lane: u16) {
+    match flux.iter_mut().find(|flux| flux.lane == lane) {
+        Some(flux) => flux.left += 1,
+        None => flux.push(Flux { lane, left: 1 }),
+    }
+}
+
+impl Engine {
+    /// Gives a pool the current state of its cluster.
+    pub fn set_topology(&mut self, pool_index: usize, topology: &Topology) {
+        let mut slots = Slots::default();
+        let mut servers = Vec::new();
+        for primary in &topology.primaries {
+            let server = servers.len() as u16;
+            servers.push(self.core.add_server(pool_index, Arc::clone(&primary.address)));
+            for slot in primary.slots.iter() {
+                slots.set_owner(slot.number(), server);
+            }
+        }
+        if let Some(pool) = self.core.pools.get_mut(pool_index) {
+            (pool.route, pool.servers) = (Route::Slots(slots), servers);
+            self.core.find_flux(pool_index as u16);
+        }
+    }
+
+    /// Sends again what has waited long enough.
+    pub(super) fn retry_delayed(&mut self) {
+        let now = self.core.now;
+        let delayed = std::mem::take(&mut self.core.limbo.delayed);
+        for mut each in delayed {
+            if each.due > now {
+                self.core.limbo.delayed.push(each);
+                continue;
+            }
+            self.core.limbo.bytes -= each.bytes.len();
+            if self.clients.get(each.pending.client).is_none() {
+                self.core.settle_flux(each.pool, &mut each.pending);
+                continue;
+            }
+            let pool = self.core.pools.get(usize::from(each.pool));
+            let server = pool.and_then(|pool| match &pool.route {
+                Route::Slots(slots) => {
+                    pool.servers.get(usize::from(slots.owner(each.pending.lane)?))
+                }
+                Route::Ring(_) => None,
+            });
+            let sent = server.copied().is_some_and(|server| {
+                self.core.send_again(server, each.profile, each.pending, &each.bytes, false)
+            });
+            if !sent {
+                let Delayed { pool, profile, pending, bytes, error, .. } = each;
+                self.core.want_refresh(pool);
+                if self.core.delay(pool, profile, pending, bytes, &error) {
+                    continue;
+                }
+                self.fail(&pending, &error);
+                each = Delayed { due: now, pool, profile, pending, bytes: Box::default(), error };
+            }
+            self.core.settle_flux(each.pool, &mut each.pending);
+        }
+    }
+
+    /// What becomes of a request whose connection is lost: it is sent again where it may, or
+    /// answered. `unsent`: the server cannot have executed it.
+    pub(super) fn lost(
+        &mut self,
+        pool: u16,
+        profile: u16,
+        mut pending: Pending,
+        bytes: &[u8],
+        unsent: bool,
+        error: &[u8],
+    ) {
+        let again = (unsent || pending.repeatable)
+            && bytes.len() == pending.length
+            && self.clients.get(pending.client).is_some()
+            && self.core.delay(pool, profile, pending, bytes.into(), error);
+        if !again {
+            self.fail(&pending, if unsent { error } else { error::MAYBE });
+            self.core.settle_flux(pool, &mut pending);
+        }
+    }
+}
