@@ -8,7 +8,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use proxy::{
@@ -147,15 +147,14 @@ impl Watch {
             }
             // What was complained about until now is answered; what comes from now on isn't.
             while notices.try_recv().is_ok() {}
-            let rest = Instant::now() + REFRESH_MIN;
-            thread::sleep(rest.saturating_duration_since(Instant::now()));
+            thread::sleep(REFRESH_MIN);
         }
     }
 
     /// A known primary's word, else a seed's.
     fn ask(&self) -> Result<Topology, ProxyError> {
         let known = self.known.iter().flat_map(|topology| &topology.primaries);
-        let known = known.map(|(address, _)| Address::clone(address));
+        let known = known.map(|primary| Address::clone(&primary.address));
         let nodes: Vec<Address> = known.chain(self.setup.seeds.iter().cloned()).collect();
         ask_any(&nodes, &self.setup.profile)
     }
