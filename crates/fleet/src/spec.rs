@@ -12,6 +12,7 @@ mod check;
 mod config;
 mod error;
 mod lower;
+pub mod nutcracker;
 mod owned;
 mod profile;
 mod quantity;
