@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, fs, io::ErrorKind, path::Path, process::Command};
 
 use fleet::spec::nutcracker::{self, Pool};
+use proptest::prelude::*;
 
 struct Case {
     name: &'static str,
@@ -144,4 +145,30 @@ fn passwords_stay_hidden() {
     let pool = &case("every key")[0];
     assert_eq!(pool.redis_auth.as_ref().unwrap().reveal(), "secret");
     assert!(!format!("{pool:?}").contains("secret"));
+}
+
+/// Whatever is written, the answer is pools or errors.
+fn check_any(text: &str) {
+    match nutcracker::parse(text, "nutcracker.yml") {
+        Ok(pools) => assert!(!pools.is_empty() && pools.iter().all(|p| !p.servers.is_empty())),
+        Err(errors) => assert!(!errors.0.is_empty() && !errors.render(text).is_empty(), "{text:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_value_is_answered(value in "[ -~é]{0,20}") {
+        for key in ["listen", "hash", "hash_tag", "timeout", "redis", "redis_auth", "servers"] {
+            check_any(&format!("a:\n  redis: true\n  {key}: {value}\n"));
+        }
+        check_any(&format!("a:\n  listen: h:1\n  redis: true\n  servers:\n   - {value}\n"));
+        check_any(&format!("a:\n  listen: h:1\n  redis: true\n  servers:\n   - {value:?}\n"));
+    }
+
+    #[test]
+    fn any_text_is_answered(text in any::<String>()) {
+        check_any(&text);
+    }
 }
