@@ -41,27 +41,24 @@ fn read(mut source: impl std::io::Read, decode: bool) -> (usize, usize, f64) {
     let (mut bytes, mut keys) = (0, 0);
     let mut reader = Reader::new(Limits::default());
     while !reader.is_done() {
-        match reader.next().unwrap() {
-            Some(record) => {
-                if let Event::Entry(entry) = record.event {
-                    keys += 1;
-                    if decode {
-                        for item in Items::new(entry.key.encoding, entry.raw) {
-                            black_box(item.unwrap());
-                        }
+        if let Some(record) = reader.next().unwrap() {
+            if let Event::Entry(entry) = record.event {
+                keys += 1;
+                if decode {
+                    for item in Items::new(entry.key.encoding, entry.raw) {
+                        black_box(item.unwrap());
                     }
-                    black_box(entry);
                 }
+                black_box(entry);
             }
-            None => {
-                let count = source.read(reader.space()).unwrap();
-                if count == 0 {
-                    reader.finish().unwrap();
-                }
-                reader.filled(count);
-                bytes += count;
-            }
+            continue;
         }
+        let count = source.read(reader.space()).unwrap();
+        if count == 0 {
+            reader.finish().unwrap();
+        }
+        reader.filled(count);
+        bytes += count;
     }
     (bytes, keys, started.elapsed().as_secs_f64())
 }

@@ -144,23 +144,20 @@ impl Reader {
     /// Reads on in the command or note at `start`.
     fn step(&mut self) -> Result<Option<Found>, &'static str> {
         let rest = self.buffer.get(self.start..).unwrap_or_default();
-        let count = match self.count {
-            Some(count) => count,
-            None => {
-                let Some(&sign) = rest.first() else { return Ok(None) };
-                let Some((line, end)) = line(rest, 0)? else { return Ok(None) };
-                if sign == NOTE {
-                    self.read = end;
-                    let seconds = line.strip_prefix(b"#TS:").and_then(number);
-                    return Ok(Some(Found::Note(seconds)));
-                }
-                let count = line.strip_prefix(b"*").and_then(number);
-                let count = count.and_then(|count| usize::try_from(count).ok());
-                let count = count.filter(|count| (1..=ARGUMENTS_MAX).contains(count));
-                self.read = end;
-                self.arguments.clear();
-                *self.count.insert(count.ok_or("a command: `*` and a count")?)
+        let count = if let Some(count) = self.count {
+            count
+        } else {
+            let Some(&sign) = rest.first() else { return Ok(None) };
+            let Some((line, end)) = line(rest, 0)? else { return Ok(None) };
+            self.read = end;
+            if sign == NOTE {
+                return Ok(Some(Found::Note(line.strip_prefix(b"#TS:").and_then(number))));
             }
+            let count = line.strip_prefix(b"*").and_then(number);
+            let count = count.and_then(|count| usize::try_from(count).ok());
+            let count = count.filter(|count| (1..=ARGUMENTS_MAX).contains(count));
+            self.arguments.clear();
+            *self.count.insert(count.ok_or("a command: `*` and a count")?)
         };
         while self.arguments.len() < count {
             let Some((head, start)) = line(rest, self.read)? else { return Ok(None) };

@@ -49,7 +49,7 @@ mod tests {
         check(&[b"123456789"], 0xe9c6_d914_c4b8_d9ca);
         check(&[b"1234", b"", b"56789"], 0xe9c6_d914_c4b8_d9ca);
         // Long enough for the wide path of the library, against the definition bit by bit.
-        let long: Vec<u8> = (0..100_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let long: Vec<u8> = (0..100_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
         check(&[&long], bit_by_bit(&long));
         check(&[&long[..1], &long[1..70_001], &long[70_001..]], bit_by_bit(&long));
     }

@@ -27,9 +27,12 @@ pub fn footer(encoding: Encoding, raw: &[u8], format: Format) -> [u8; FOOTER_BYT
     checksum.add(&[encoding.byte()]);
     checksum.add(raw);
     checksum.add(&version);
-    let [low, high] = version;
-    let [a, b, c, d, e, f, g, h] = checksum.value().to_le_bytes();
-    [low, high, a, b, c, d, e, f, g, h]
+    let mut footer = [0; FOOTER_BYTES];
+    let bytes = version.into_iter().chain(checksum.value().to_le_bytes());
+    for (slot, byte) in footer.iter_mut().zip(bytes) {
+        *slot = byte;
+    }
+    footer
 }
 
 /// A whole payload.

@@ -6,7 +6,7 @@ use super::{
     DataType, Encoding, Fault,
     layout::{Layout, Unit},
     packed::Elements,
-    stream::Entries,
+    stream::{Entries, Fields},
     wire::{Cursor, Stop},
 };
 
@@ -61,7 +61,7 @@ pub enum Item<'a> {
     /// A field of a hash; when it ends, in milliseconds since 1970.
     Field { name: Cow<'a, [u8]>, value: Cow<'a, [u8]>, expire_at_ms: Option<u64> },
     /// An entry of a stream that is not deleted, its fields in order.
-    StreamEntry { id: StreamId, fields: Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)> },
+    StreamEntry { id: StreamId, fields: Fields<'a> },
     /// After a stream's entries.
     StreamHead(StreamHead),
     /// A group; what follows belongs to it up to the next.
@@ -219,7 +219,9 @@ impl State {
     fn item<'a>(&mut self, unit: Unit, cursor: &mut Cursor<'a>) -> Result<Decoded<'a>, Stop> {
         let version = self.encoding.stream_version();
         Ok(Decoded::Item(match unit {
-            Unit::Nothing | Unit::UnownedCount => return Ok(Decoded::Nothing),
+            Unit::Nothing | Unit::UnownedCount | Unit::IdempotenceTail => {
+                return Ok(Decoded::Nothing);
+            }
             Unit::Text => Item::Text(cursor.string()?),
             Unit::Packed => return Ok(Decoded::Inner(Inner::Packed(self.elements(cursor)?))),
             Unit::PackedExpiring => {
@@ -329,7 +331,6 @@ impl State {
                 let id = cursor.string()?;
                 Item::ProducerId { id, entry: StreamId::read_lengths(cursor)? }
             }
-            Unit::IdempotenceTail => return Ok(Decoded::Nothing),
         }))
     }
 

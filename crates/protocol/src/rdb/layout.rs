@@ -183,7 +183,7 @@ impl Layout {
                 self.left -= 1;
                 return Ok(Some(unit));
             }
-            self.stage = self.after_units(unit);
+            self.stage = after_units(unit);
         }
         loop {
             let (unit, stage) = match self.stage {
@@ -226,13 +226,6 @@ impl Layout {
             };
             self.stage = stage;
             return Ok(Some(unit));
-        }
-    }
-
-    fn after_units(&self, unit: Unit) -> Stage {
-        match unit {
-            Unit::Entries => Stage::StreamHead,
-            _ => Stage::Done,
         }
     }
 
@@ -371,6 +364,11 @@ impl Layout {
             }
         }
     }
+}
+
+/// Where a value goes on after a run of units.
+fn after_units(unit: Unit) -> Stage {
+    if unit == Unit::Entries { Stage::StreamHead } else { Stage::Done }
 }
 
 /// Passes over a unit that has no counts inside.

@@ -25,6 +25,7 @@ pub use event::{Big, Entry, Event, Key, Limits, Part, ReadError, Record, Verdict
 pub use fault::Fault;
 pub use items::{Item, Items, ItemsState, StreamHead, StreamId};
 pub use reader::Reader;
+pub use stream::Fields;
 pub use transcode::{Carried, Lost, encode, newest_format, payload_format, transcode};
-pub use value::{Consumer, Field, Group, Idempotence, Pending, Stream, Value};
+pub use value::{Consumer, Field, Group, Idempotence, Named, Pending, Stream, Value};
 pub use writer::Writer;

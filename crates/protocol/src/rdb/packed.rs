@@ -58,8 +58,13 @@ pub(super) struct Elements<'a> {
 
 /// Where an element's bytes are.
 enum Found {
-    Bytes { start: usize, length: usize },
+    Bytes {
+        start: usize,
+        length: usize,
+    },
     Integer(i64),
+    /// There is none: the string ends here, as it should.
+    End,
 }
 
 impl<'a> Elements<'a> {
@@ -141,14 +146,14 @@ impl<'a> Elements<'a> {
         })
     }
 
-    /// The element at `at` and where the next one begins; None inside for the end mark.
-    fn read(&mut self) -> Option<Option<Found>> {
+    /// The element at `at`; None where there is none that makes sense.
+    fn read(&mut self) -> Option<Found> {
         let bytes = &*self.bytes;
         let at = self.at;
         let (found, next) = match self.packing {
             Packing::Listpack => {
                 if *bytes.get(at)? == 0xff {
-                    return (at + 1 == bytes.len()).then_some(None);
+                    return (at + 1 == bytes.len()).then_some(Found::End);
                 }
                 let (found, end) = listpack_element(bytes, at)?;
                 (found, end + backlength_bytes(end - at))
@@ -156,13 +161,13 @@ impl<'a> Elements<'a> {
             Packing::Ziplist => {
                 let previous = *bytes.get(at)?;
                 if previous == 0xff {
-                    return (at + 1 == bytes.len()).then_some(None);
+                    return (at + 1 == bytes.len()).then_some(Found::End);
                 }
                 ziplist_element(bytes, at + if previous == 0xfe { 5 } else { 1 })?
             }
             Packing::Intset(width) => {
                 if at == bytes.len() {
-                    return Some(None);
+                    return Some(Found::End);
                 }
                 let number = match width {
                     2 => signed::<2>(bytes, at)?,
@@ -173,7 +178,9 @@ impl<'a> Elements<'a> {
             }
             Packing::Zipmap => {
                 let (length, start) = match *bytes.get(at)? {
-                    0xff if !self.value_next => return (at + 1 == bytes.len()).then_some(None),
+                    0xff if !self.value_next => {
+                        return (at + 1 == bytes.len()).then_some(Found::End);
+                    }
                     254 => (number::<4>(bytes, at + 1)? as usize, at + 5),
                     0xff => return None,
                     length => (usize::from(length), at + 1),
@@ -190,7 +197,7 @@ impl<'a> Elements<'a> {
         };
         (next <= bytes.len()).then_some(())?;
         self.at = next;
-        Some(Some(found))
+        Some(found)
     }
 }
 
@@ -202,25 +209,17 @@ impl<'a> Iterator for Elements<'a> {
             return None;
         }
         let found = match self.read() {
-            Some(Some(Found::Integer(number))) => Some(Element::Integer(number)),
-            Some(Some(Found::Bytes { start, length })) => {
-                self.bytes(start, length).map(Element::Bytes)
-            }
-            Some(None) if self.left.is_none_or(|left| left == 0) => {
+            Some(Found::Integer(number)) => Some(Element::Integer(number)),
+            Some(Found::Bytes { start, length }) => self.bytes(start, length).map(Element::Bytes),
+            Some(Found::End) if self.left.is_none_or(|left| left == 0) => {
                 self.done = true;
                 return None;
             }
-            _ => None,
+            Some(Found::End) | None => None,
         };
-        if let Some(left) = &mut self.left {
-            match left.checked_sub(1).filter(|_| found.is_some()) {
-                Some(less) => *left = less,
-                None => {
-                    self.done = true;
-                    return Some(Err(self.fault()));
-                }
-            }
-        }
+        // More than the header said are too many.
+        let found = found.filter(|_| self.left != Some(0));
+        self.left = self.left.map(|left| left.saturating_sub(1));
         self.done = found.is_none();
         Some(found.ok_or_else(|| self.fault()))
     }
@@ -235,7 +234,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
 /// The same with a sign.
 fn signed<const N: usize>(bytes: &[u8], at: usize) -> Option<i64> {
     let unused = 64 - 8 * N as u32;
-    Some(((number::<N>(bytes, at)? << unused) as i64) >> unused)
+    Some((number::<N>(bytes, at)? << unused).cast_signed() >> unused)
 }
 
 /// Source: `listpack.c`.
@@ -250,7 +249,7 @@ fn listpack_element(bytes: &[u8], at: usize) -> Option<(Found, usize)> {
         0x80..0xc0 => text(at + 1, usize::from(first & 0x3f)),
         0xc0..0xe0 => {
             let thirteen = u64::from(first & 0x1f) << 8 | low;
-            Some((Found::Integer(((thirteen << 51) as i64) >> 51), at + 2))
+            Some((Found::Integer((thirteen << 51).cast_signed() >> 51), at + 2))
         }
         0xe0..0xf0 => text(at + 2, usize::from(first & 0x0f) << 8 | low as usize),
         0xf0 => text(at + 5, number::<4>(bytes, at + 1)? as usize),

@@ -194,8 +194,13 @@ impl Parser {
                     self.offset += used as u64;
                     at += used;
                     let Some(event) = next else { continue };
-                    if matches!(event, Event::Entry(_) | Event::Big(_)) {
-                        offset = std::mem::take(&mut self.said).offset.unwrap_or(offset);
+                    match event {
+                        Event::Entry(_) | Event::Big(_) => {
+                            offset = std::mem::take(&mut self.said).offset.unwrap_or(offset);
+                        }
+                        // It began with its opcode, which says nothing on its own.
+                        Event::End(_) => offset -= self.end_opcode(),
+                        _ => {}
                     }
                     let record = Some(Record { offset, event });
                     return Ok(Step { used: at - start, record, missing: 0 });
@@ -214,6 +219,11 @@ impl Parser {
         let mut step = self.big_text(buffer.get(at..).unwrap_or_default())?;
         step.used += at - start;
         Ok(step)
+    }
+
+    /// Bytes of END that were read before its event came.
+    fn end_opcode(&self) -> u64 {
+        u64::from(self.format.version >= 5)
     }
 
     /// Is what must be in the window at once within the limits?

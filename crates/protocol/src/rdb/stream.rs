@@ -17,8 +17,8 @@ use super::{
 const DELETED: i64 = 1;
 const SAME_FIELDS: i64 = 2;
 
-/// Names and values, in order.
-pub(super) type Fields<'a> = Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>;
+/// Names and values of a stream's entry, in order.
+pub type Fields<'a> = Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>;
 
 #[derive(Debug, Clone)]
 pub(super) struct Entries<'a> {

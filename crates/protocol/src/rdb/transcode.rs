@@ -98,7 +98,7 @@ pub fn transcode<'a>(
         DataType::List => takes(&[Encoding::List]),
         DataType::Set => takes(&[Encoding::Set]),
         DataType::SortedSet => takes(&[Encoding::SortedSet, Encoding::SortedSetText]),
-        DataType::Hash => return hash(encoding, raw, target, takes),
+        DataType::Hash => return hash(encoding, raw, target.kind, takes),
         DataType::Stream => {
             let down = [Encoding::Stream4, Encoding::Stream3, Encoding::Stream2, Encoding::Stream];
             let Some((to, format)) = takes(&down) else {
@@ -120,21 +120,21 @@ pub fn transcode<'a>(
     Ok(Carried::Payload { encoding: to, raw, format, lost: Lost::default() })
 }
 
-fn hash<'a>(
+fn hash(
     encoding: Encoding,
-    raw: &'a [u8],
-    target: &Engine,
+    raw: &[u8],
+    target: EngineKind,
     takes: impl Fn(&[Encoding]) -> Option<(Encoding, Format)>,
-) -> Result<Carried<'a>, Fault> {
+) -> Result<Carried<'static>, Fault> {
     let expiring = Items::new(encoding, raw).try_fold(false, |expiring, item| {
         Ok(expiring | matches!(item?, Item::Field { expire_at_ms: Some(_), .. }))
     })?;
     let with_ttls = takes(&[Encoding::HashExpiring, Encoding::HashExpiringValkey]);
-    let (to, format) = match (expiring, with_ttls, takes(&[Encoding::Hash])) {
-        (true, Some(to), _) | (_, _, Some(to)) => to,
-        _ => return Ok(Carried::Impossible("the target has no such type")),
+    let plain = takes(&[Encoding::Hash]);
+    let Some((to, format)) = (if expiring { with_ttls.or(plain) } else { plain }) else {
+        return Ok(Carried::Impossible("the target has no such type"));
     };
-    if expiring && with_ttls.is_none() && target.kind == EngineKind::KeyDb {
+    if expiring && with_ttls.is_none() && target == EngineKind::KeyDb {
         return Ok(Carried::Commands);
     }
     let lost = Lost { field_ttls: expiring && with_ttls.is_none(), ..Lost::default() };

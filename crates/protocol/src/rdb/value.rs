@@ -34,9 +34,12 @@ pub struct Field {
     pub expire_at_ms: Option<u64>,
 }
 
+/// A name and a value of a stream's entry.
+pub type Named = (Vec<u8>, Vec<u8>);
+
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Stream {
-    pub entries: BTreeMap<StreamId, Vec<(Vec<u8>, Vec<u8>)>>,
+    pub entries: BTreeMap<StreamId, Vec<Named>>,
     pub head: StreamHead,
     pub groups: BTreeMap<Vec<u8>, Group>,
     pub idempotence: Option<Idempotence>,
@@ -98,25 +101,16 @@ impl Value {
     }
 
     fn add(&mut self, item: Item<'_>, place: &mut Place) -> Result<(), Fault> {
-        let twice = |what| Fault::Expected(what);
         match (self, item) {
             (Self::String(text), Item::Text(bytes)) => *text = bytes.into_owned(),
             (Self::List(list), Item::Element(bytes)) => list.push(bytes.into_owned()),
-            (Self::Set(set), Item::Member(bytes)) => {
-                if !set.insert(bytes.into_owned()) {
-                    return Err(twice("each member once"));
-                }
-            }
+            (Self::Set(set), Item::Member(bytes)) => once(set.insert(bytes.into_owned()))?,
             (Self::SortedSet(set), Item::Scored { member, score }) => {
-                if set.insert(member.into_owned(), score).is_some() {
-                    return Err(twice("each member once"));
-                }
+                once(set.insert(member.into_owned(), score).is_none())?;
             }
             (Self::Hash(hash), Item::Field { name, value, expire_at_ms }) => {
                 let field = Field { value: value.into_owned(), expire_at_ms };
-                if hash.insert(name.into_owned(), field).is_some() {
-                    return Err(twice("each field once"));
-                }
+                once(hash.insert(name.into_owned(), field).is_none())?;
             }
             (Self::Array { elements, .. }, Item::Indexed { index, value }) => {
                 elements.insert(index, value.into_owned());
@@ -138,6 +132,11 @@ impl Value {
     }
 }
 
+/// Was it the first of its name?
+fn once(first: bool) -> Result<(), Fault> {
+    if first { Ok(()) } else { Err(Fault::Expected("each member and each field once")) }
+}
+
 /// Whose the next items of a stream are.
 #[derive(Default)]
 struct Place {
@@ -151,11 +150,9 @@ impl Stream {
         let group = self.groups.get_mut(&place.group);
         match (item, group) {
             (Item::StreamEntry { id, fields }, _) => {
-                let owned =
-                    |(name, value): (std::borrow::Cow<'_, [u8]>, std::borrow::Cow<'_, [u8]>)| {
-                        (name.into_owned(), value.into_owned())
-                    };
-                self.entries.insert(id, fields.into_iter().map(owned).collect());
+                let fields = fields.into_iter();
+                let owned = fields.map(|(name, value)| (name.into_owned(), value.into_owned()));
+                self.entries.insert(id, owned.collect());
             }
             (Item::StreamHead(head), _) => self.head = head,
             (Item::Group { name, last_id, entries_read }, _) => {
