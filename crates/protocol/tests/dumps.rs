@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 use protocol::{
     Engine, EngineKind, Version,
     rdb::{
-        Big, Carried, Checksum, Commands, DataType, Encoding, Entry, Event, Format, Item, Items,
-        Key, Limits, Part, ReadError, Reader, Value, Verdict, Writer, aof, dump, newest_format,
-        transcode,
+        Big, Carried, Checksum, Commands, DataType, Digest, Encoding, Entry, Event, Format, Item,
+        Items, Key, Limits, Part, ReadError, Reader, Value, Verdict, Writer, aof, dump,
+        newest_format, transcode,
     },
 };
 
@@ -368,6 +368,30 @@ fn values_with_flipped_bits_decode_or_fail() {
     }
 }
 
+fn digest(encoding: Encoding, raw: &[u8]) -> Digest {
+    let mut digest = Digest::new();
+    for item in Items::new(encoding, raw) {
+        digest.item(&item.unwrap());
+    }
+    digest
+}
+
+#[test]
+fn values_that_differ_have_other_digests() {
+    let mut seen = std::collections::BTreeSet::new();
+    let bytes = file("redis-8.0.2");
+    for (key, raw) in whole(&bytes).keys {
+        let value = format!("{:?}", Value::decode(key.encoding, &raw).unwrap());
+        assert!(seen.insert(digest(key.encoding, &raw).value()), "{key:?} {value}");
+    }
+    let check = |one: &[u8], two: &[u8]| {
+        assert_ne!(digest(Encoding::List, one), digest(Encoding::List, two));
+    };
+    check(b"\x02\x01a\x01b", b"\x02\x01b\x01a");
+    check(b"\x02\x01a\x01b", b"\x02\x02ab\x00");
+    check(b"\x02\x00\x00", b"\x01\x00");
+}
+
 #[test]
 fn what_is_written_reads_the_same() {
     for (name, _) in FILES {
@@ -382,7 +406,7 @@ fn what_is_written_reads_the_same() {
             let mut written = Vec::new();
             for (key, raw) in &expected.keys {
                 let carried = transcode(key.encoding, raw, &target).unwrap();
-                let Carried::Payload { encoding, raw: new, lost, .. } = carried else {
+                let Carried::Payload { encoding, raw: carried, lost, .. } = carried else {
                     assert!(
                         key.encoding.data_type() == DataType::Stream && format.version < 9
                             || kind == EngineKind::KeyDb && carried == Carried::Commands,
@@ -392,9 +416,12 @@ fn what_is_written_reads_the_same() {
                 };
                 assert!(writer.has(encoding));
                 writer.select_db(key.db);
-                writer.entry(&Key { encoding, ..key.clone() }, &new);
-                let (old, new) = (Value::decode(key.encoding, raw), Value::decode(encoding, &new));
+                writer.entry(&Key { encoding, ..key.clone() }, &carried);
+                let (old, new) =
+                    (Value::decode(key.encoding, raw), Value::decode(encoding, &carried));
                 let same = old.clone().unwrap().same(&new.unwrap());
+                assert_eq!(same, !lost.field_ttls, "{name} to {target}: {key:?}");
+                let same = digest(key.encoding, raw) == digest(encoding, &carried);
                 assert_eq!(same, !lost.field_ttls, "{name} to {target}: {key:?}");
                 written.push(key.name.clone());
                 if out.len() % 3 == 0 {
