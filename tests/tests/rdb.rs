@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -50,6 +50,7 @@ impl Server {
         }
         let mut process = Command::new(&binary.server)
             .args(["--port", &ports.tcp.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--sanitize-dump-payload", "yes"])
             .args(["--hash-max-listpack-entries", "100"].iter().filter(|_| version != "6.2"))
             .current_dir(&directory)
             .stdin(Stdio::null())
@@ -87,7 +88,10 @@ impl Server {
             if let Some(reply) = self.decoder.next().unwrap() {
                 return reply;
             }
-            let count = self.connection.read(&mut piece).unwrap();
+            let count = match self.connection.read(&mut piece) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
             assert!(count > 0, "the server hung up");
             self.decoder.feed(&piece[..count]);
         }
@@ -131,8 +135,11 @@ impl Drop for Server {
     }
 }
 
+/// Keys and their raw values.
+type Saved = Vec<(Key<'static>, Vec<u8>)>;
+
 /// What all engines saved: the name of each file and its keys.
-fn saved() -> Vec<(String, Vec<(Key<'static>, Vec<u8>)>)> {
+fn saved() -> Vec<(String, Saved)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/protocol/tests/dumps");
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -158,7 +165,9 @@ fn saved() -> Vec<(String, Vec<(Key<'static>, Vec<u8>)>)> {
 fn without_ttls(value: Value) -> Value {
     match value {
         Value::Hash(mut hash) => {
-            hash.values_mut().for_each(|field| field.expire_at_ms = None);
+            for field in hash.values_mut() {
+                field.expire_at_ms = None;
+            }
             Value::Hash(hash)
         }
         other => other,

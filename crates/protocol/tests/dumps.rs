@@ -6,7 +6,7 @@ use protocol::{
     Engine, EngineKind, Version,
     rdb::{
         Big, Carried, Checksum, Commands, DataType, Digest, Encoding, Entry, Event, Format, Item,
-        Items, Key, Limits, Part, ReadError, Reader, Value, Verdict, Writer, aof, dump,
+        Items, Key, Limits, Part, ReadError, Reader, Value, Verdict, Writer, aof, dump, elements,
         newest_format, transcode,
     },
 };
@@ -368,6 +368,37 @@ fn values_with_flipped_bits_decode_or_fail() {
     }
 }
 
+#[test]
+fn elements_are_counted_without_decoding() {
+    for (name, _) in FILES {
+        for (key, raw) in whole(&file(name)).keys {
+            let expected = match Value::decode(key.encoding, &raw).unwrap() {
+                Value::String(_) => 1,
+                Value::List(list) => list.len(),
+                Value::Set(set) => set.len(),
+                Value::SortedSet(set) => set.len(),
+                Value::Hash(hash) => hash.len(),
+                Value::Stream(stream) => stream.entries.len(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(elements(key.encoding, &raw), Ok(expected as u64), "{name} {key:?}");
+            for cut in 0..raw.len().min(200) {
+                let _ = elements(key.encoding, &raw[..cut]);
+            }
+        }
+    }
+    // More than the two bytes of a header can say.
+    let mut listpack = b"\0\0\0\0\xff\xff".to_vec();
+    listpack.extend(b"\x01\x01".repeat(70_000));
+    listpack.push(0xff);
+    let length = (listpack.len() as u32).to_le_bytes();
+    listpack[..4].copy_from_slice(&length);
+    let raw = [b"\x80", (listpack.len() as u32).to_be_bytes().as_slice(), &listpack].concat();
+    assert_eq!(elements(Encoding::HashListpack, &raw), Ok(35_000));
+    let quicklist = [b"\x01\x02".as_slice(), &raw].concat();
+    assert_eq!(elements(Encoding::ListQuicklist2, &quicklist), Ok(70_000));
+}
+
 fn digest(encoding: Encoding, raw: &[u8]) -> Digest {
     let mut digest = Digest::new();
     for item in Items::new(encoding, raw) {
@@ -472,6 +503,32 @@ fn commands_stay_within_bounds() {
     commands.finish(None, &mut sink);
     assert_eq!(sizes.iter().map(|(count, _)| count).sum::<usize>(), 100_000);
     assert!(sizes.iter().all(|(count, bytes)| *count <= 1024 && *bytes < 600_000));
+}
+
+#[test]
+fn commands_follow_a_file() {
+    let mut bytes = file("redis-6.2.5");
+    let length = bytes.len() as u64;
+    bytes.extend_from_slice(b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nECHO");
+    for piece in [1, 1000, bytes.len()] {
+        let mut reader = Reader::new(Limits::default());
+        let mut pieces = bytes.chunks(piece);
+        while !reader.is_done() {
+            if reader.next().unwrap().is_none() && !reader.is_done() {
+                reader.feed(pieces.next().unwrap());
+            }
+        }
+        assert_eq!((reader.finish(), reader.offset()), (Ok(()), length));
+        let mut commands = aof::Reader::new(reader.offset(), 1 << 20);
+        commands.feed(reader.rest());
+        for piece in pieces {
+            commands.feed(piece);
+        }
+        let Some(aof::Event::Command(command)) = commands.next().unwrap() else { panic!() };
+        assert_eq!((command.offset, command.arguments().len()), (length, 1));
+        assert_eq!(commands.next(), Ok(None));
+        assert_eq!(commands.finish(), Some(length + 14));
+    }
 }
 
 #[test]

@@ -278,6 +278,21 @@ fn later_types() {
 }
 
 #[test]
+fn ends_of_fields() {
+    let field = |earliest: u64, after: u8| {
+        let raw = [&earliest.to_le_bytes(), [1, after, 1, b'f', 1, b'v'].as_slice()].concat();
+        match Items::new(Encoding::HashExpiring, &raw).next().unwrap() {
+            Ok(Item::Field { expire_at_ms, .. }) => Ok(expire_at_ms),
+            other => Err(other.unwrap_err()),
+        }
+    };
+    assert_eq!(field(1000, 0), Ok(None));
+    assert_eq!(field(1000, 1), Ok(Some(1000)));
+    assert_eq!(field(1000, 5), Ok(Some(1004)));
+    assert_eq!(field(u64::MAX, 1), Err(Fault::Expected("when a field ends")));
+}
+
+#[test]
 fn strings_in_parts() {
     let long = [b"\x00\x01k\x80\x00\x00\x27\x10".as_slice(), &[b'x'; 10_000]].concat();
     let bytes = file("REDIS0009", &long);

@@ -262,13 +262,16 @@ impl State {
             Unit::ExpiringPair => {
                 // Counted from just before the earliest; in the release candidate, from 1970.
                 let after = cursor.length()?;
-                let expire_at_ms = match self.encoding {
-                    _ if after == 0 => None,
-                    Encoding::HashExpiring => {
-                        Some(self.earliest_expiry_ms.wrapping_add(after).wrapping_sub(1))
-                    }
-                    _ => Some(after),
+                let from = match self.encoding {
+                    Encoding::HashExpiring => self.earliest_expiry_ms.wrapping_sub(1),
+                    _ => 0,
                 };
+                // Engines hold times with a sign.
+                let at = from.wrapping_add(after);
+                let expire_at_ms = (after > 0).then_some(at);
+                if expire_at_ms.is_some_and(|at| at > i64::MAX as u64) {
+                    return Err(Fault::Expected("when a field ends").into());
+                }
                 let name = cursor.string()?;
                 Item::Field { name, value: cursor.string()?, expire_at_ms }
             }

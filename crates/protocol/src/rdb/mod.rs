@@ -3,7 +3,7 @@
 //! | to | use |
 //! |---|---|
 //! | read a file that comes in pieces | [`Reader`]: [`Event`]s, values raw and not copied |
-//! | look into a raw value | [`Items`], one by one; [`Value`], all of it |
+//! | look into a raw value | [`Items`], one by one; [`Value`], all of it; [`elements`], only how many |
 //! | compare values | [`Value::same`]; [`Digest`] where they are large |
 //! | bring a value into a form that an engine takes | [`transcode`], [`payload_format`] |
 //! | make and take apart what DUMP and RESTORE speak | [`dump`] |
@@ -27,6 +27,7 @@
 pub mod aof;
 mod checksum;
 mod commands;
+mod count;
 mod digest;
 pub mod dump;
 mod encoding;
@@ -46,6 +47,7 @@ mod writer;
 
 pub use checksum::Checksum;
 pub use commands::Commands;
+pub use count::elements;
 pub use digest::Digest;
 pub use encoding::{Brand, DataType, Encoding, Format};
 pub use event::{Big, Entry, Event, Key, Limits, Part, ReadError, Record, Verdict};
