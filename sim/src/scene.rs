@@ -47,6 +47,7 @@ impl Scene {
             at_ms: 1_800_000_000_000,
             hosts,
             nodes: BTreeMap::new(),
+            proxies: BTreeMap::new(),
             history: BTreeMap::new(),
         };
         Self { observed }

@@ -26,6 +26,7 @@ pub fn hosts(count: u32) -> Fleet {
     Fleet {
         hosts: (0..count).map(host).map(|host| (host.id.clone(), host)).collect(),
         clusters: BTreeMap::new(),
+        proxies: BTreeMap::new(),
         guard: GuardPolicy { mode: GuardMode::Enforce, moves_per_hour_max: 6 },
     }
 }
@@ -73,6 +74,7 @@ pub fn nothing(fleet: &Fleet) -> Observed {
         at_ms: 1_700_000_000_000,
         hosts: fleet.hosts.keys().map(|id| (id.clone(), view.clone())).collect(),
         nodes: BTreeMap::new(),
+        proxies: BTreeMap::new(),
         history: BTreeMap::new(),
     }
 }

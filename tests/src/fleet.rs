@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fleet::{
-    model::{ClusterName, NodeName},
+    model::{ClusterName, NodeName, ProxyName},
     observed::{NodeView, Observed, Role, Server, Up},
 };
 use keyfleet::{
@@ -244,6 +244,17 @@ impl TestFleet {
     pub fn pid(&self, node: &NodeName) -> Option<i32> {
         let found = process::scan(&self.directory.join(".keyfleet/nodes")).ok()?;
         found.get(node).map(|found| found.pid)
+    }
+
+    /// The process of a proxy.
+    pub fn proxy_pid(&self, proxy: &ProxyName) -> Option<i32> {
+        process::scan_proxies(&self.directory.join(".keyfleet/proxies")).ok()?.get(proxy).copied()
+    }
+
+    /// Kills a proxy.
+    pub fn kill_proxy(&self, proxy: &ProxyName) {
+        let pid = self.proxy_pid(proxy).unwrap_or_else(|| panic!("{proxy} doesn't run"));
+        send(pid, Signal::KILL);
     }
 
     fn signal(&self, node: &NodeName, signal: Signal) {

@@ -1,6 +1,11 @@
 //! The fleet as the spec wants it, typed and validated.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use protocol::{Engine, EngineKind, Version};
 use schemars::JsonSchema;
@@ -48,6 +53,10 @@ name_type!(
 name_type!(
     /// A cluster's name in the spec.
     ClusterName
+);
+name_type!(
+    /// A proxy's name in the spec.
+    ProxyName
 );
 
 /// One server process of the fleet for its whole life: `cache-3`. The number says nothing of its
@@ -151,7 +160,35 @@ impl fmt::Display for Bytes {
 pub struct Fleet {
     pub hosts: BTreeMap<HostId, Host>,
     pub clusters: BTreeMap<ClusterName, Cluster>,
+    pub proxies: BTreeMap<ProxyName, Proxy>,
     pub guard: GuardPolicy,
+}
+
+/// What lets plain clients use a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    pub name: ProxyName,
+    pub cluster: ClusterName,
+    pub listen: Listen,
+    pub threads: u32,
+}
+
+/// Where a proxy takes connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub address: SocketAddr,
+    /// The spec names the port; else the next free one is taken where this one is not.
+    pub explicit: bool,
+}
+
+impl Listen {
+    /// Is a proxy that listens there one that was meant by this?
+    pub fn allows(&self, there: SocketAddr) -> bool {
+        self.address == there
+            || !self.explicit
+                && self.address.ip() == there.ip()
+                && there.port() >= self.address.port()
+    }
 }
 
 /// A machine that nodes can be placed on.

@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use protocol::{Engine, NodeId, SlotSet};
 use serde::Serialize;
 
-use crate::model::{Bytes, ClusterName, HostId, NodeName, Ports};
+use crate::model::{Bytes, ClusterName, HostId, NodeName, Ports, ProxyName};
 
 /// Everything that was seen. `at_ms` is the observer's clock, milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,6 +18,7 @@ pub struct Observed {
     pub at_ms: u64,
     pub hosts: BTreeMap<HostId, HostView>,
     pub nodes: BTreeMap<NodeName, NodeView>,
+    pub proxies: BTreeMap<ProxyName, ProxyView>,
     /// Per cluster: steps of the recent past that later ones must keep a distance from.
     pub history: BTreeMap<ClusterName, History>,
 }
@@ -44,6 +45,15 @@ pub struct NodeView {
     pub server: Server,
     /// Starts in a row that ended before the server answered, as far as this process remembers.
     pub failed_starts: u32,
+}
+
+/// A proxy as seen: what its process was started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProxyView {
+    pub process: Process,
+    pub cluster: ClusterName,
+    pub listen: SocketAddr,
+    pub threads: u32,
 }
 
 /// What the runtime knows of a node's process. It is proof where the host is reachable.

@@ -35,12 +35,16 @@ use self::{
 };
 use crate::model::{ClusterName, Fleet};
 
-/// The fleet that is meant where there is no fleet.yaml: three shards with a replica each.
+/// The fleet that is meant where there is no fleet.yaml: three shards with a replica each, and a proxy
+/// for plain clients.
 pub const BUILT_IN: &str = "\
 clusters:
   main:
     shards: 3
     replicas: 1
+proxies:
+  main:
+    cluster: main
 ";
 
 /// A fleet.yaml to start from.
@@ -124,7 +128,11 @@ fn read_parts(text: &str, machine: &Machine, reader: &mut Reader) -> Option<(Fle
     let hosts = draft.hosts.by_id.into_iter();
     let hosts =
         hosts.map(|(id, host)| Some((id.clone(), host.into_host(id)?))).collect::<Option<_>>()?;
-    Some((Fleet { hosts, clusters, guard: draft.guard? }, places))
+    let proxies = draft.proxies.into_iter();
+    let proxies = proxies
+        .map(|proxy| Some((proxy.name.clone(), proxy.into_proxy()?)))
+        .collect::<Option<_>>()?;
+    Some((Fleet { hosts, clusters, proxies, guard: draft.guard? }, places))
 }
 
 /// The JSON Schema of fleet.yaml, for editors; every key with its reference text.

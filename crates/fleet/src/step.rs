@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use protocol::{NodeId, SlotSet};
 use serde::Serialize;
 
-use crate::model::{ClusterName, DirectiveValue, HostId, NodeName, Ports};
+use crate::model::{ClusterName, DirectiveValue, HostId, NodeName, Ports, ProxyName};
 
 /// One thing to do to one cluster, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,6 +57,10 @@ pub enum Action {
     SetConfig { node: NodeName, directives: BTreeMap<String, DirectiveValue> },
     /// Load the ACL users of the spec.
     ApplyAcl { node: NodeName },
+    /// Start a proxy for plain clients on this machine.
+    StartProxy { proxy: ProxyName },
+    /// Stop a proxy: what it has under way is answered first.
+    StopProxy { proxy: ProxyName },
     /// Stop and start a replica's (or a lone node's) server with the wanted engine and configuration.
     RestartNode { node: NodeName },
 }
@@ -98,6 +102,8 @@ impl Action {
             | Self::SetConfig { .. }
             | Self::ApplyAcl { .. }
             | Self::StopNode { .. }
+            | Self::StartProxy { .. }
+            | Self::StopProxy { .. }
             | Self::Replicate { .. }
             | Self::OpenShards { .. }
             | Self::Forget { .. } => Weight::Light,
@@ -131,6 +137,8 @@ impl Action {
             Self::SetConfig { .. } => "set-config",
             Self::ApplyAcl { .. } => "apply-acl",
             Self::RestartNode { .. } => "restart-node",
+            Self::StartProxy { .. } => "start-proxy",
+            Self::StopProxy { .. } => "stop-proxy",
         }
     }
 }
@@ -171,6 +179,8 @@ impl fmt::Display for Action {
             }
             Self::ApplyAcl { node } => write!(f, "load the users on {node}"),
             Self::RestartNode { node } => write!(f, "restart {node}"),
+            Self::StartProxy { proxy } => write!(f, "start proxy {proxy}"),
+            Self::StopProxy { proxy } => write!(f, "stop proxy {proxy}"),
         }
     }
 }

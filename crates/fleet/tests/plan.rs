@@ -68,6 +68,7 @@ fn spec(shards: u32, replicas: u32, hosts: usize) -> Fleet {
     Fleet {
         hosts: (0..hosts).map(|index| (host_name(index), host(index))).collect(),
         clusters: BTreeMap::from([(name(), cluster)]),
+        proxies: BTreeMap::new(),
         guard: GuardPolicy { mode: GuardMode::Enforce, moves_per_hour_max: 6 },
     }
 }
@@ -81,6 +82,7 @@ fn nothing(hosts: usize) -> Observed {
         at_ms: 1_000_000_000,
         hosts: (0..hosts).map(|index| (host_name(index), view.clone())).collect(),
         nodes: BTreeMap::new(),
+        proxies: BTreeMap::new(),
         history: BTreeMap::new(),
     }
 }

@@ -72,7 +72,7 @@ fn every_key() {
 fn defaults() {
     insta::assert_debug_snapshot!("defaults", fleet("clusters: {main: }"));
     let built_in = fleet(spec::BUILT_IN);
-    assert_eq!(built_in, fleet("clusters: {main: }"));
+    assert_eq!(built_in, fleet("clusters: {main: }\nproxies: {main: {cluster: main}}"));
     assert_eq!(built_in.clusters.len(), 1);
     assert_eq!(fleet(spec::STARTER), built_in);
 }

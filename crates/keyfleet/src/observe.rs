@@ -14,10 +14,10 @@ use std::{
 };
 
 use fleet::{
-    model::{Bytes, Cluster, ClusterName, Fleet, HostId, NodeName, Ports},
+    model::{Bytes, Cluster, ClusterName, Fleet, HostId, NodeName, Ports, ProxyName},
     observed::{
         Disk, Health, History, HostView, Link, Memory, NodeView, Observed, OpenSlots, Process,
-        Role, Row, Server, Table, Up,
+        ProxyView, Role, Row, Server, Table, Up,
     },
     plan::is_calm,
 };
@@ -33,6 +33,7 @@ use crate::{
     admin_client::{ClientError, Commands, Login, Pool},
     execute::loaded_acl,
     node_files::{NODE_CONF, NODES_CONF, Place, acl_digest, users_acl},
+    proxy::State,
     runtimes::process::{self, Found},
     secrets::OWN_USER,
     store::{self, Store, StoreError},
@@ -144,12 +145,36 @@ impl Observer {
             }
         }
         self.remember(&mut nodes, started);
+        let proxies = self.proxies(proof)?;
         let hosts =
             fleet.hosts.iter().map(|(id, host)| (id.clone(), host_view(host.address, &nodes)));
         let mut observed =
-            Observed { at_ms, hosts: hosts.collect(), nodes, history: BTreeMap::new() };
+            Observed { at_ms, hosts: hosts.collect(), nodes, proxies, history: BTreeMap::new() };
         observed.history = self.history(fleet, &observed)?;
         Ok(observed)
+    }
+
+    /// The proxies that were started once.
+    fn proxies(&self, proof: bool) -> Result<BTreeMap<ProxyName, ProxyView>, StoreError> {
+        let directory = self.store.proxies_dir();
+        let names = self.store.proxies()?;
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let running = process::scan_proxies(&directory)
+            .map_err(|source| StoreError::new("look into", Path::new("/proc"), source))?;
+        let mut proxies = BTreeMap::new();
+        for name in names {
+            let Some(state) = self.store.proxy_state(&name)? else { continue };
+            let process = match running.contains_key(&name) {
+                true => Process::Running,
+                false if proof => Process::Gone,
+                false => Process::Unknown,
+            };
+            let State { cluster, listen, threads, .. } = state;
+            proxies.insert(name, ProxyView { process, cluster, listen, threads });
+        }
+        Ok(proxies)
     }
 
     /// Where each node stands.
@@ -522,6 +547,7 @@ pub async fn observe_foreign(
         at_ms: now_ms(),
         hosts: BTreeMap::new(),
         nodes: BTreeMap::new(),
+        proxies: BTreeMap::new(),
         history: BTreeMap::new(),
     };
     let mut targets = Vec::new();

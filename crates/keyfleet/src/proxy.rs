@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -11,12 +12,18 @@ use std::{
     time::Duration,
 };
 
+use fleet::model::ClusterName;
 use proxy::{
     driver::{self, ListenError, Listener, Notice},
     engine::{Limits, Micros, PoolSetup, Profile},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
+use serde::{Deserialize, Serialize};
+
+/// A fleet's proxy reads what it is to do from this file of its directory. The file is only written
+/// while the proxy doesn't run, so it says what a running one was started with.
+pub const PROXY_STATE: &str = "proxy.json";
 
 /// How often the cluster is asked for its slots where nobody complains.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -40,6 +47,29 @@ pub struct Setup {
     pub profile: Profile,
     /// What clients must say in AUTH first; None: nothing.
     pub client_password: Option<String>,
+}
+
+/// See [`PROXY_STATE`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    pub cluster: ClusterName,
+    pub listen: SocketAddr,
+    pub threads: u32,
+    pub seeds: Vec<SocketAddr>,
+    /// Of the cluster's user `default`; None: it has none.
+    pub password: Option<String>,
+}
+
+impl From<State> for Setup {
+    fn from(state: State) -> Self {
+        Self {
+            listen: Address::Tcp(state.listen),
+            threads: state.threads as usize,
+            seeds: state.seeds.into_iter().map(Address::Tcp).collect(),
+            profile: Profile { password: state.password.clone(), ..Profile::default() },
+            client_password: state.password,
+        }
+    }
 }
 
 /// A proxy that can't start.

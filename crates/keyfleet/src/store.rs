@@ -4,6 +4,7 @@
 //! ```text
 //! nodes/<node>/        a node's directory: node.conf, users.acl, log, and what the server writes
 //! nodes/.old/          directories that were moved aside, with their data
+//! proxies/<proxy>/     a proxy's directory: proxy.json, log
 //! secrets/<cluster>.<user>
 //! stopped/<cluster>    `down` was asked for
 //! freeze/<cluster>     planned changes are off until a time
@@ -23,11 +24,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use fleet::model::{ClusterName, NodeName};
+use fleet::model::{ClusterName, NodeName, ProxyName};
 use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::secrets::Secret;
+use crate::{
+    proxy::{PROXY_STATE, State},
+    secrets::Secret,
+};
 
 /// In the directory of the nodes: those that were moved aside.
 pub(crate) const OLD: &str = ".old";
@@ -120,6 +124,30 @@ impl Store {
         Ok(names)
     }
 
+    /// Where the proxies' directories are.
+    pub fn proxies_dir(&self) -> PathBuf {
+        self.root.join("proxies")
+    }
+
+    pub fn proxy_dir(&self, proxy: &ProxyName) -> PathBuf {
+        self.proxies_dir().join(proxy.as_str())
+    }
+
+    /// The proxies that have a directory, in order.
+    pub fn proxies(&self) -> Result<Vec<ProxyName>, StoreError> {
+        let mut names: Vec<ProxyName> =
+            list(&self.proxies_dir())?.into_iter().map(ProxyName::new).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// What a proxy was started with last; None where it never was, or the file can't be understood
+    /// (then it is written anew).
+    pub fn proxy_state(&self, proxy: &ProxyName) -> Result<Option<State>, StoreError> {
+        let text = read(&self.proxy_dir(proxy).join(PROXY_STATE))?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
     /// The password of a cluster's user; made where there is none yet. Two processes that make it
     /// at once end with the same one.
     pub fn secret(&self, cluster: &ClusterName, user: &str) -> Result<Secret, StoreError> {
@@ -174,6 +202,11 @@ impl Store {
         for name in list(&secrets)? {
             if name.rsplit_once('.').is_some_and(|(of, _)| of == cluster.as_str()) {
                 remove(&secrets.join(name))?;
+            }
+        }
+        for proxy in self.proxies()? {
+            if self.proxy_state(&proxy)?.is_some_and(|state| state.cluster == *cluster) {
+                remove_directory(&self.proxy_dir(&proxy))?;
             }
         }
         for marks in ["freeze", "history"] {

@@ -100,6 +100,7 @@ impl World {
         let fleet = Fleet {
             hosts: BTreeMap::from([(host.id.clone(), host)]),
             clusters: BTreeMap::from([(cluster.name.clone(), cluster.clone())]),
+            proxies: BTreeMap::new(),
             guard: GuardPolicy { mode: GuardMode::Off, moves_per_hour_max: 6 },
         };
         let store = Arc::new(Store::beside(&root.join("fleet.yaml")).unwrap());

@@ -28,6 +28,8 @@ pub struct Spec {
     pub config: Vec<(&'static str, &'static str)>,
     /// Further lines of the cluster, without indentation.
     pub lines: Vec<&'static str>,
+    /// Lines of `proxies:`, without indentation.
+    pub proxies: Vec<String>,
     /// Lines of `guard:`, without indentation.
     pub guard: Vec<&'static str>,
 }
@@ -45,6 +47,7 @@ impl Default for Spec {
             hosts: 0,
             config: Vec::new(),
             lines: Vec::new(),
+            proxies: Vec::new(),
             guard: Vec::new(),
         }
     }
@@ -87,6 +90,12 @@ impl Spec {
         }
         for line in &self.lines {
             say(4, line);
+        }
+        if !self.proxies.is_empty() {
+            say(0, "proxies:");
+            for line in &self.proxies {
+                say(2, line);
+            }
         }
         if !self.guard.is_empty() {
             say(0, "guard:");

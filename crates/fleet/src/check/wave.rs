@@ -78,7 +78,8 @@ impl Case<'_> {
     }
 
     fn judge(&mut self, fleet: &Fleet, action: &Action, steps: &[&Step]) {
-        if self.spec.stopped && !matches!(action, Action::StopNode { .. }) {
+        let stops = matches!(action, Action::StopNode { .. } | Action::StopProxy { .. });
+        if self.spec.stopped && !stops {
             self.blame(Invariant::Sense, format!("{action}, though the cluster is to be stopped"));
         }
         match action {
@@ -107,6 +108,8 @@ impl Case<'_> {
             }
             Action::ApplyAcl { node } => self.must_answer(node, "load users"),
             Action::RestartNode { node } => self.judge_restart(node),
+            // They hold nothing and vote for nobody.
+            Action::StartProxy { .. } | Action::StopProxy { .. } => {}
         }
     }
 

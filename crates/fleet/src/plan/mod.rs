@@ -13,6 +13,7 @@
 mod config;
 mod grow;
 mod heal;
+mod proxies;
 mod repair;
 mod restart;
 mod roster;
@@ -41,6 +42,7 @@ pub fn plan(fleet: &Fleet, observed: &Observed) -> Wave {
         let view = View::new(cluster, observed);
         let mut draft = Draft::new(cluster);
         plan_cluster(fleet, &view, &mut ports, &mut draft);
+        proxies::keep(fleet, observed, &view, &mut draft);
         wave.steps.append(&mut draft.steps);
         wave.blocked.append(&mut draft.blocked);
         wave.waiting.append(&mut draft.waiting);

@@ -2,7 +2,7 @@
 //!
 //! Only what no placement whatever could satisfy is refused here; the planner decides the rest.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
 use protocol::Engine;
 
@@ -23,6 +23,7 @@ pub fn check(draft: &Draft, reader: &mut Reader) {
         check_directives(cluster, reader);
     }
     check_ports_between(&draft.clusters, reader);
+    check_proxies(draft, reader);
     check_memory(draft, reader);
 }
 
@@ -195,6 +196,47 @@ fn check_ports_between(clusters: &[DraftCluster], reader: &mut Reader) {
                 place_a.place.mark.line
             );
             reader.error(&place_b.place, message).hint("set ports that are further apart");
+        }
+    }
+}
+
+/// A proxy's port is neither another proxy's nor a node's.
+fn check_proxies(draft: &Draft, reader: &mut Reader) {
+    let listens: Vec<_> = draft
+        .proxies
+        .iter()
+        .filter_map(|proxy| Some((&proxy.name, proxy.listen.as_ref()?)))
+        .filter(|(_, listen)| listen.value.explicit)
+        .collect();
+    let meet =
+        |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();
+    for (index, (_, second)) in listens.iter().enumerate() {
+        let address = second.value.address;
+        let earlier = listens.iter().take(index).find(|(_, first)| {
+            let first = first.value.address;
+            first.port() == address.port() && meet(first.ip(), address.ip())
+        });
+        if let Some((name, first)) = earlier {
+            let line = first.place.mark.line;
+            let message = format!("proxy {name} listens at {} (line {line})", first.value.address);
+            reader.error(&second.place, message).hint("give each a port of its own");
+        }
+        for cluster in &draft.clusters {
+            let on = |id: &&HostId| {
+                let host = draft.hosts.by_id.get(*id).and_then(|host| host.address.as_ref());
+                host.is_some_and(|host| meet(host.value, address.ip()))
+            };
+            let shared = cluster.hosts.iter().flat_map(|hosts| &hosts.value).any(|id| on(&id));
+            let insists = cluster.ports.as_ref().is_some_and(|ports| ports.value.explicit);
+            let ranges = port_ranges(cluster).filter(|_| shared && insists);
+            let port = u32::from(address.port());
+            let taken = ranges.into_iter().flatten().find(|(_, range)| range.contains(&port));
+            if let Some((kind, range)) = taken {
+                let name = &cluster.name.value;
+                let message =
+                    format!("port {port} is among the {kind} ports {} of {name}", show(&range));
+                reader.error(&second.place, message).hint("set another port");
+            }
         }
     }
 }

@@ -26,10 +26,12 @@ mapping! {
         /// The clusters, by name: lower-case letters, digits and dashes. A cluster without any keys
         /// (`cache:`) has three shards with one replica each.
         clusters: Entries<ClusterSpec>,
+        /// Proxies, by name: each lets plain clients, which know nothing of clusters, use one.
+        proxies: Entries<ProxySpec>,
         /// What `keyfleet guard` may do by itself.
         guard: GuardSpec,
     }
-    required ["clusters"] later ["proxies"]
+    required ["clusters"] later []
 }
 
 mapping! {
@@ -147,6 +149,22 @@ mapping! {
         rules: String,
     }
     required [] later []
+}
+
+mapping! {
+    /// A proxy on this machine.
+    ProxySpec {
+        /// The cluster that it serves, by name.
+        cluster: String,
+        /// Where clients connect: an address and a port, such as 127.0.0.1:6379, [::1]:6379 or
+        /// 0.0.0.0:6379. Default: 127.0.0.1 and port 6379, or the next free one.
+        listen: String,
+        /// How many threads it has, each with connections of its own to the servers: 1 to 64.
+        /// Default: 1, which serves more than most clusters can.
+        #[schemars(range(min = 1, max = 64))]
+        threads: u32,
+    }
+    required ["cluster"] later ["hosts", "pools", "read-from", "tls"]
 }
 
 mapping! {

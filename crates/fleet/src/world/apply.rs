@@ -10,7 +10,7 @@ use protocol::{NodeId, SlotSet, config_value::normalise_value};
 use super::{Group, Net, Node, ROUND_MS, Sync, World, lifecycle::Fresh, views::adopt};
 use crate::{
     model::{Cluster, Fleet, NodeName},
-    observed::{Row, Table},
+    observed::{Process, ProxyView, Row, Table},
     step::{Action, Step},
 };
 
@@ -197,6 +197,25 @@ impl World {
                 }
                 group.start(net, cluster, node, births)?;
                 Ok(START_MS)
+            }
+            Action::StartProxy { proxy } => {
+                let Some(wanted) = fleet.proxies.get(proxy) else {
+                    return refuse(format!("no proxy {proxy} in the spec"));
+                };
+                let view = ProxyView {
+                    process: Process::Running,
+                    cluster: wanted.cluster.clone(),
+                    listen: wanted.listen.address,
+                    threads: wanted.threads,
+                };
+                self.proxies.insert(proxy.clone(), view);
+                Ok(ROUND_MS)
+            }
+            Action::StopProxy { proxy } => {
+                if let Some(view) = self.proxies.get_mut(proxy) {
+                    view.process = Process::Gone;
+                }
+                Ok(ROUND_MS)
             }
         }
     }

@@ -33,8 +33,8 @@ pub use self::{
     observe::Vantage,
 };
 use crate::{
-    model::{Bytes, ClusterName, Fleet, HostId, NodeName},
-    observed::{History, Observed, Process},
+    model::{Bytes, ClusterName, Fleet, HostId, NodeName, ProxyName},
+    observed::{History, Observed, Process, ProxyView},
     step::{Step, Wave},
 };
 
@@ -50,6 +50,7 @@ const PREVIEW_WAIT_MS_MAX: u64 = 600_000;
 pub struct World {
     net: Net,
     groups: BTreeMap<ClusterName, Group>,
+    proxies: BTreeMap<ProxyName, ProxyView>,
     /// How many names were given; part of the next one.
     births: u64,
 }

@@ -79,7 +79,7 @@ impl World {
             group.touch(observed.at_ms);
         }
         let net = Net { now_ms: observed.at_ms, hosts, cuts: BTreeMap::new() };
-        Self { net, groups, births: 0 }
+        Self { net, groups, proxies: observed.proxies.clone(), births: 0 }
     }
 
     /// The world as seen from `vantage`.
@@ -107,7 +107,8 @@ impl World {
         }
         let history =
             self.groups.iter().map(|(name, group)| (name.clone(), group.history.clone())).collect();
-        Observed { at_ms: self.net.now_ms, hosts, nodes, history }
+        let proxies = self.proxies.clone();
+        Observed { at_ms: self.net.now_ms, hosts, nodes, proxies, history }
     }
 }
 

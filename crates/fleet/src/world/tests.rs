@@ -57,6 +57,7 @@ fn fleet(hosts: u8, shards: u32, replicas: u32) -> Fleet {
     Fleet {
         hosts: hosts.collect(),
         clusters: BTreeMap::from([(name, cluster)]),
+        proxies: BTreeMap::new(),
         guard: GuardPolicy { mode: GuardMode::Enforce, moves_per_hour_max: 6 },
     }
 }
@@ -67,6 +68,7 @@ fn nothing(fleet: &Fleet) -> Observed {
         at_ms: 1_000_000,
         hosts: fleet.hosts.keys().map(|id| (id.clone(), view.clone())).collect(),
         nodes: BTreeMap::new(),
+        proxies: BTreeMap::new(),
         history: BTreeMap::new(),
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::IsTerminal as _, sync::Arc};
 
 use fleet::{
-    model::ClusterName,
+    model::{ClusterName, ProxyName},
     observed::{Observed, Process},
     step::{Action, Step, Wave},
 };
@@ -120,14 +120,21 @@ async fn stop_all(
 fn stops(observed: &Observed, clusters: &[ClusterName]) -> Vec<Step> {
     let runs = |process| matches!(process, Process::Running | Process::Suspended);
     let nodes = clusters.iter().flat_map(|cluster| observed.of(cluster));
-    nodes
-        .filter(|(_, view)| runs(view.process))
-        .map(|(name, _)| Step {
-            cluster: name.cluster.clone(),
-            action: Action::StopNode { node: name.clone() },
-            why: "asked for".to_owned(),
-        })
-        .collect()
+    let serves = |proxy: &&ProxyName| {
+        let view = &observed.proxies[*proxy];
+        clusters.contains(&view.cluster) && runs(view.process)
+    };
+    let proxies = observed.proxies.keys().filter(serves).map(|proxy| Step {
+        cluster: observed.proxies[proxy].cluster.clone(),
+        action: Action::StopProxy { proxy: proxy.clone() },
+        why: "asked for".to_owned(),
+    });
+    let nodes = nodes.filter(|(_, view)| runs(view.process)).map(|(name, _)| Step {
+        cluster: name.cluster.clone(),
+        action: Action::StopNode { node: name.clone() },
+        why: "asked for".to_owned(),
+    });
+    proxies.chain(nodes).collect()
 }
 
 /// Has each cluster's name typed, unless it was given for scripts.

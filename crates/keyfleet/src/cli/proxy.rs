@@ -1,13 +1,16 @@
 //! `keyfleet proxy`: let plain clients use a cluster.
 
-use std::env;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use proxy::{engine::Profile, route::Address};
 
 use super::{connect::PASSWORD_VARIABLES, context::Context, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Setup},
+    proxy::{Proxy, ProxyError, Setup, State},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -15,8 +18,16 @@ const THREADS_MAX: i64 = 64;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Nodes of the cluster to serve; the others are learned from them
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        required_unless_present = "state"
+    )]
     connect: Vec<String>,
+    /// Be the fleet's proxy that this file says
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["connect", "listen"])]
+    state: Option<PathBuf>,
     /// Where clients connect: an address and a port, or a path
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379")]
     listen: String,
@@ -28,20 +39,36 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
+    // A fleet's proxy doesn't end with the cluster that it waits for.
+    let strict = args.state.is_none();
+    let setup = match &args.state {
+        Some(file) => read_state(file)?,
+        None => setup(&args)?,
+    };
+    let proxy = Proxy::start(setup, strict).map_err(|error| failure(&error))?;
+    context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", proxy.listen()));
+    stop.await;
+    proxy.stop().map_err(|error| Failure::environment("the proxy failed").because(&error))?;
+    Ok(Exit::Done)
+}
+
+fn read_state(file: &Path) -> Result<Setup, Failure> {
+    let failed = || Failure::environment(format!("cannot use {}", file.display()));
+    let text = fs::read_to_string(file).map_err(|error| failed().because(&error))?;
+    let state: State = serde_json::from_str(&text).map_err(|error| failed().because(&error))?;
+    Ok(state.into())
+}
+
+fn setup(args: &Args) -> Result<Setup, Failure> {
     let password = PASSWORD_VARIABLES.iter().find_map(|name| env::var(name).ok());
     let password = password.filter(|password| !password.is_empty());
-    let setup = Setup {
+    Ok(Setup {
         listen: address(&args.listen)?,
         threads: usize::from(args.threads),
         seeds: args.connect.iter().map(|seed| address(seed)).collect::<Result<_, _>>()?,
         profile: Profile { password: password.clone(), ..Profile::default() },
         client_password: password,
-    };
-    let proxy = Proxy::start(setup, true).map_err(|error| failure(&error))?;
-    context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", proxy.listen()));
-    stop.await;
-    proxy.stop().map_err(|error| Failure::environment("the proxy failed").because(&error))?;
-    Ok(Exit::Done)
+    })
 }
 
 fn address(text: &str) -> Result<Address, Failure> {

@@ -110,10 +110,13 @@ fn steps(steps: &[Step], several: bool, style: Style) -> String {
 
 fn mark(action: &Action, style: Style) -> String {
     match action {
-        Action::CreateNode { .. } | Action::StartNode { .. } => style.green("+"),
+        Action::CreateNode { .. } | Action::StartNode { .. } | Action::StartProxy { .. } => {
+            style.green("+")
+        }
         Action::RemoveNode { .. }
         | Action::Forget { .. }
         | Action::StopNode { .. }
+        | Action::StopProxy { .. }
         | Action::KillNode { .. } => style.red("-"),
         Action::Meet { .. }
         | Action::AssignSlots { .. }
@@ -217,6 +220,8 @@ fn phrase(name: &str, total: u64) -> String {
         "set-config" => ("reconfigure", "node"),
         "apply-acl" => ("load the users on", "node"),
         "restart-node" => ("restart", "node"),
+        "start-proxy" => ("start", "proxy"),
+        "stop-proxy" => ("stop", "proxy"),
         other => (other, "step"),
     };
     format!("{verb} {}", plural(total, word))

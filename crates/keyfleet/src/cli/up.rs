@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env, path::Path};
 
 use fleet::{
     model::{ClusterName, GuardMode, PasswordSource},
-    observed::Observed,
+    observed::{Observed, Process},
     step::Step,
 };
 
@@ -155,6 +155,12 @@ fn whereabouts(
         let command =
             format!("{password}{} -c -h {} -p {}", client(engine), view.address, view.ports.tcp);
         out.push_str(&format!("  connect  {}\n", style.cyan(&command)));
+        let proxies = observed.proxies.values().filter(|proxy| proxy.cluster == *name);
+        for proxy in proxies.filter(|proxy| proxy.process == Process::Running) {
+            let (ip, port) = (proxy.listen.ip(), proxy.listen.port());
+            let command = format!("{password}{} -h {ip} -p {port}", client(engine));
+            out.push_str(&format!("  plain    {}\n", style.cyan(&command)));
+        }
     }
     out
 }

@@ -5,6 +5,7 @@
 mod context;
 mod join;
 mod life;
+mod proxies;
 mod roles;
 mod settings;
 mod slots;
@@ -17,7 +18,7 @@ use std::{
 };
 
 use fleet::{
-    model::NodeName,
+    model::{NodeName, ProxyName},
     step::{Action, Step},
 };
 use protocol::{Engine, resp::ServerError};
@@ -59,6 +60,8 @@ pub enum StepError {
     Unknown { what: String },
     #[error("{node}: {engine} can't take over from {running}")]
     Engine { node: NodeName, engine: Engine, running: Engine },
+    #[error("proxy {proxy}: {problem}")]
+    Proxy { proxy: ProxyName, problem: String },
     #[error(transparent)]
     Move(#[from] Box<MoveError>),
     #[error(transparent)]
@@ -143,5 +146,7 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::RepairSlots { owner, slots, case } => {
             slots::repair(context, owner, slots, *case).await
         }
+        Action::StartProxy { proxy } => proxies::start(context, proxy).await,
+        Action::StopProxy { proxy } => proxies::stop(context, proxy).await,
     }
 }

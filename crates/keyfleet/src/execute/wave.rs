@@ -36,6 +36,8 @@ enum Part {
     /// Who owns slots. A repair raises its owner's epoch, and with it every claim of that owner, so that
     /// nothing that it gives away may be under way.
     Owners(ClusterName),
+    /// Proxies look for free ports.
+    Proxies,
 }
 
 /// Parts and whether the step needs each for itself.
@@ -79,6 +81,7 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         Action::RepairSlots { owner, .. } => {
             vec![member, node(owner), (Part::Owners(cluster()), alone)]
         }
+        Action::StartProxy { .. } | Action::StopProxy { .. } => vec![(Part::Proxies, alone)],
         Action::RemoveNode { node: name } | Action::RestartNode { node: name } => {
             vec![member, node(name), (Part::Disruption(cluster()), alone)]
         }

@@ -21,14 +21,20 @@ use std::{
     process::Stdio,
 };
 
-use fleet::model::NodeName;
+use fleet::model::{NodeName, ProxyName};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::Command,
 };
 
-use crate::node_files::{LOG, NODE_CONF, Program};
+use crate::{
+    node_files::{LOG, NODE_CONF, Program},
+    proxy::PROXY_STATE,
+};
+
+/// What the name of this program's file begins with.
+const PROGRAM: &str = "keyfleet";
 
 /// What the kernel appends to the name of a directory that was removed.
 const DELETED: &str = " (deleted)";
@@ -71,6 +77,30 @@ pub fn scan(nodes_dir: &Path) -> io::Result<BTreeMap<NodeName, Found>> {
     Ok(found)
 }
 
+/// The proxies under a directory, by one look at `/proc`: processes of this very program that work in
+/// a directory of their own there.
+pub fn scan_proxies(proxies_dir: &Path) -> io::Result<BTreeMap<ProxyName, i32>> {
+    let is_own = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(PROGRAM)
+    };
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        if let Some(name) = name_below(pid, proxies_dir)
+            && let Ok(path) = fs::read_link(format!("/proc/{pid}/exe"))
+            && is_own(&path)
+            && Stat::read(pid).is_some()
+        {
+            found.insert(ProxyName::new(name), pid);
+        }
+    }
+    Ok(found)
+}
+
 /// Can this process see all servers that might run in the directory? Only where it may look into
 /// processes of the directory's owner is "there is none" a proof.
 pub fn is_proof(directory: &Path) -> bool {
@@ -80,9 +110,15 @@ pub fn is_proof(directory: &Path) -> bool {
 
 /// Which node's directory is the process's working directory?
 fn node_of(pid: i32, nodes_dir: &Path) -> Option<NodeName> {
-    let directory = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    let name = directory.strip_prefix(nodes_dir).ok()?.to_str()?;
-    name.strip_suffix(DELETED).unwrap_or(name).parse().ok()
+    name_below(pid, nodes_dir)?.parse().ok()
+}
+
+/// Which directory below this one is the process's working directory?
+fn name_below(pid: i32, directory: &Path) -> Option<String> {
+    let works_in = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let name = works_in.strip_prefix(directory).ok()?.to_str()?;
+    let name = name.strip_suffix(DELETED).unwrap_or(name);
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 struct Stat {
@@ -151,6 +187,11 @@ impl Handle {
 
     /// The process with this number, if it is the node's; None where it is gone by now.
     pub fn open(pid: i32, nodes_dir: &Path, node: &NodeName) -> io::Result<Option<Self>> {
+        Self::below(pid, nodes_dir, &node.to_string())
+    }
+
+    /// The process with this number, if it works in the directory of that name below this one.
+    pub fn below(pid: i32, directory: &Path, name: &str) -> io::Result<Option<Self>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let pidfd = match pidfd_open(number, PidfdFlags::NONBLOCK) {
             Ok(pidfd) => pidfd,
@@ -158,7 +199,7 @@ impl Handle {
             Err(error) => return Err(error.into()),
         };
         // From here on the number can't be another process's without the pidfd telling.
-        if node_of(pid, nodes_dir).as_ref() != Some(node) {
+        if name_below(pid, directory).as_deref() != Some(name) {
             return Ok(None);
         }
         #[expect(deprecated, reason = "sound for an OwnedFd; what replaces it is unsafe to call")]
@@ -183,20 +224,37 @@ impl Handle {
 /// Starts a node's server in its directory. It outlives us; while we live we wait for its end, so
 /// that nothing is left of it. Must be called inside a tokio runtime.
 pub fn start(program: &Program, directory: &Path) -> io::Result<i32> {
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(directory.join(LOG))?;
     let mut command = Command::new(&program.server);
+    command.arg(NODE_CONF);
+    if let Some(libraries) = &program.library_path {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    launch(command, directory)
+}
+
+/// Starts this program as a proxy in its directory; as [`start`].
+pub fn start_proxy(directory: &Path) -> io::Result<i32> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["proxy", "--state", PROXY_STATE]);
+    launch(command, directory)
+}
+
+fn launch(mut command: Command, directory: &Path) -> io::Result<i32> {
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(directory.join(LOG))?;
+    let own: Vec<_> = command
+        .as_std()
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
     command
-        .arg(NODE_CONF)
         .current_dir(directory)
         .env_clear()
+        .envs(own)
         .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, env::var_os(name)?))))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .process_group(0);
-    if let Some(libraries) = &program.library_path {
-        command.env("LD_LIBRARY_PATH", libraries);
-    }
     let mut child = command.spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
     tokio::spawn(async move { child.wait().await });

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet::{
-    model::{ClusterName, Fleet, HostId, NodeName},
-    observed::{Memory, NodeView, Observed},
+    model::{ClusterName, Fleet, HostId, NodeName, ProxyName},
+    observed::{Memory, NodeView, Observed, ProxyView},
     overview::{Overview, State},
     risk::{self, Level, Risk},
 };
@@ -33,6 +33,7 @@ struct Cluster<'a> {
     risks: Vec<Risk>,
     overview: Overview,
     nodes: BTreeMap<&'a NodeName, Node<'a>>,
+    proxies: BTreeMap<&'a ProxyName, &'a ProxyView>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +69,11 @@ impl<'a> Answer<'a> {
                 risks,
                 overview: Overview::new(observed, name),
                 nodes: observed.of(name).map(|(name, view)| (name, Node::new(view))).collect(),
+                proxies: observed
+                    .proxies
+                    .iter()
+                    .filter(|(_, view)| view.cluster == *name)
+                    .collect(),
             };
             (name, cluster)
         };

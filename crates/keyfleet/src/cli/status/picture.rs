@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use fleet::{
     model::{Bytes, ClusterName, Fleet, NodeName},
-    observed::{Memory, NodeView, Observed},
+    observed::{Memory, NodeView, Observed, Process},
     overview::{Overview, Shard, State},
     risk::{self, Level, Risk},
 };
@@ -61,9 +61,29 @@ pub fn cluster(
         out.push('\n');
         out.push_str(&table(&rows, style));
     }
+    let proxies = proxies(observed, name, style);
+    if !proxies.is_empty() {
+        out.push('\n');
+        out.push_str(&proxies);
+    }
     if !risks.is_empty() {
         out.push('\n');
         out.push_str(&risk_list(&risks, style));
+    }
+    out
+}
+
+/// A line for each proxy of the cluster.
+fn proxies(observed: &Observed, name: &ClusterName, style: Style) -> String {
+    let mut out = String::new();
+    for (proxy, view) in observed.proxies.iter().filter(|(_, view)| view.cluster == *name) {
+        let state = match view.process {
+            Process::Running => style.green("serves plain clients"),
+            Process::Suspended => style.red("suspended"),
+            Process::Gone => style.red("down"),
+            Process::Unknown => style.yellow("unknown"),
+        };
+        out.push_str(&format!("  proxy {proxy}  {}  {state}\n", view.listen));
     }
     out
 }
