@@ -165,13 +165,13 @@ pub struct Memory {
 
 /// One node's view of the cluster, without what differs from moment to moment: equal for nodes that
 /// agree, and shared between them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct Table {
     pub rows: BTreeMap<NodeId, Row>,
 }
 
 /// A node in a view.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Row {
     /// None where the viewer doesn't know it.
     pub ip: Option<IpAddr>,
@@ -184,7 +184,7 @@ pub struct Row {
 }
 
 /// What a view says of a node's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     Ok,

@@ -5,7 +5,7 @@
 //! removed the directory under a running server.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -63,6 +63,7 @@ pub struct Observer {
     failed_starts: BTreeMap<NodeName, u32>,
     /// What runs where, for questions that not all engines understand.
     engines: BTreeMap<NodeName, Engine>,
+    processes: BTreeMap<NodeName, i32>,
 }
 
 /// One node to be asked.
@@ -84,6 +85,7 @@ impl Observer {
             calm_since_ms: BTreeMap::new(),
             failed_starts: BTreeMap::new(),
             engines: BTreeMap::new(),
+            processes: BTreeMap::new(),
         }
     }
 
@@ -94,6 +96,7 @@ impl Observer {
         let (at_ms, started) = (now_ms(), Instant::now());
         let processes = process::scan(&nodes_dir)
             .map_err(|source| StoreError::new("look into", Path::new("/proc"), source))?;
+        self.processes = processes.iter().map(|(name, found)| (name.clone(), found.pid)).collect();
         let proof = process::is_proof(&nodes_dir);
         let mut nodes = BTreeMap::new();
         let mut targets = Vec::new();
@@ -229,6 +232,11 @@ impl Observer {
                 _ => {}
             }
         }
+    }
+
+    /// The servers' processes that the last look found, by number.
+    pub fn processes(&self) -> &BTreeMap<NodeName, i32> {
+        &self.processes
     }
 
     /// A node's server was started and ended before it answered.
@@ -470,17 +478,17 @@ fn config_of(reply: &Value) -> BTreeMap<String, String> {
 /// Views that were seen in this observation. Equal ones are kept once.
 #[derive(Default)]
 struct Tables {
-    seen: Vec<Arc<Table>>,
+    seen: HashSet<Arc<Table>>,
 }
 
 impl Tables {
     fn shared(&mut self, nodes: &ClusterNodes) -> Arc<Table> {
         let table = table(nodes);
-        if let Some(same) = self.seen.iter().find(|seen| ***seen == table) {
-            return same.clone();
+        if let Some(same) = self.seen.get(&table) {
+            return Arc::clone(same);
         }
         let table = Arc::new(table);
-        self.seen.push(table.clone());
+        self.seen.insert(Arc::clone(&table));
         table
     }
 }

@@ -6,13 +6,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use fleet::{
     model::{ClusterName, NodeName},
-    observed::{Observed, Process},
+    observed::Observed,
     plan::plan,
     step::{Action, Step, Wave},
 };
@@ -95,7 +96,7 @@ impl Reconciler {
     /// Look at the world and plan.
     pub async fn look(&mut self) -> Result<Turn, StoreError> {
         let observed = self.observer.observe(&self.context.fleet).await?;
-        self.watch.follow(&self.context, &observed);
+        self.watch.follow(&self.context.store.nodes_dir(), self.observer.processes());
         let mut wave = plan(&self.context.fleet, &observed);
         if let Some(only) = &self.only {
             wave.steps.retain(|step| only.contains(&step.cluster));
@@ -246,28 +247,22 @@ impl Watch {
         Self { watched: BTreeMap::new(), tell, deaths }
     }
 
-    /// Watch the processes that run now, and no others.
-    fn follow(&mut self, context: &Context, observed: &Observed) {
-        self.watched.retain(|node, (_, task)| {
-            let runs = observed
-                .nodes
-                .get(node)
-                .is_some_and(|view| matches!(view.process, Process::Running | Process::Suspended));
+    /// Watch these processes, and no others.
+    fn follow(&mut self, nodes_dir: &Path, processes: &BTreeMap<NodeName, i32>) {
+        self.watched.retain(|node, (pid, task)| {
+            let runs = processes.get(node) == Some(pid);
             if !runs {
                 task.abort();
             }
             runs && !task.is_finished()
         });
-        let nodes_dir = context.store.nodes_dir();
-        for (node, view) in &observed.nodes {
-            if !matches!(view.process, Process::Running | Process::Suspended)
-                || self.watched.contains_key(node)
-            {
+        for (node, &pid) in processes {
+            if self.watched.contains_key(node) {
                 continue;
             }
             // Gone since: the next look sees it.
-            let Ok(Some(handle)) = Handle::of(&nodes_dir, node) else { continue };
-            let (pid, tell, name) = (handle.pid, self.tell.clone(), node.clone());
+            let Ok(Some(handle)) = Handle::open(pid, nodes_dir, node) else { continue };
+            let (tell, name) = (self.tell.clone(), node.clone());
             let task = tokio::spawn(async move {
                 if handle.exited().await.is_ok() {
                     // A full channel already wakes whoever reads it.
