@@ -11,7 +11,9 @@ use protocol::{NodeId, SlotSet};
 
 use crate::{
     model::{Cluster, HostId, NodeName, Spread},
-    observed::{Health, Link, NodeView, Observed, OpenSlots, Process, Role, Server, Table, Up},
+    observed::{
+        Health, Link, NodeView, Observed, OpenSlots, Process, Role, Row, Server, Table, Up,
+    },
 };
 
 /// A node of ours.
@@ -382,25 +384,29 @@ fn main_body<'a>(members: &[Member<'a>]) -> MainBody<'a> {
 
 /// Each id's newest row: the holder's own word first, else the highest epoch.
 fn merge(tables: &[(&Arc<Table>, BTreeSet<NodeId>)]) -> BTreeMap<NodeId, MergedRow> {
-    let mut merged: BTreeMap<NodeId, (bool, MergedRow)> = BTreeMap::new();
-    for (table, holders) in tables {
+    let fresh = |row: &Row| MergedRow {
+        replica_of: row.replica_of,
+        config_epoch: row.config_epoch,
+        slots: row.slots.clone(),
+        address: row.ip.map(|ip| (ip, row.port)),
+        health: row.health,
+    };
+    let Some(((first, holders), others)) = tables.split_first() else { return BTreeMap::new() };
+    // Mostly the only one.
+    let rows = first.rows.iter();
+    let mut merged: BTreeMap<NodeId, (bool, MergedRow)> =
+        rows.map(|(id, row)| (*id, (holders.contains(id), fresh(row)))).collect();
+    for (table, holders) in others {
         for (id, row) in &table.rows {
             let own = holders.contains(id);
-            let fresh = MergedRow {
-                replica_of: row.replica_of,
-                config_epoch: row.config_epoch,
-                slots: row.slots.clone(),
-                address: row.ip.map(|ip| (ip, row.port)),
-                health: row.health,
-            };
             match merged.get_mut(id) {
                 None => {
-                    merged.insert(*id, (own, fresh));
+                    merged.insert(*id, (own, fresh(row)));
                 }
                 Some((known_own, known)) => {
                     let worst = known.health.max(row.health);
                     if (own, row.config_epoch) > (*known_own, known.config_epoch) {
-                        *known = fresh;
+                        *known = fresh(row);
                         *known_own = own;
                     }
                     known.health = worst;
@@ -440,11 +446,9 @@ fn agreement(
     merged: &BTreeMap<NodeId, MergedRow>,
 ) -> bool {
     tables.iter().all(|(table, _)| {
+        let mut pairs = table.rows.iter().zip(merged);
         table.rows.len() == merged.len()
-            && table
-                .rows
-                .iter()
-                .all(|(id, row)| merged.get(id).is_some_and(|known| known.slots == row.slots))
+            && pairs.all(|((id, row), (same, known))| id == same && row.slots == known.slots)
     })
 }
 
