@@ -6,7 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use fleet::{model::*, observed::*, plan::plan};
+use fleet::{
+    model::*,
+    observed::*,
+    plan::plan,
+    step::{Action, Step},
+    world::preview,
+};
 use protocol::{Engine, EngineKind, NodeId, SlotSet, Version};
 
 const NODE_TIMEOUT_MS: u64 = 15_000;
@@ -214,6 +220,25 @@ fn blank_nodes_become_a_cluster() {
         &observed,
         &["assign slots to 3 primaries", "introduce 5 nodes, c-2 to c-6"],
     );
+}
+
+#[test]
+fn a_new_cluster_is_opened_evenly_and_then_left_alone() {
+    let check = |shards: u32, replicas: u32, hosts: usize| {
+        let waves = preview(&spec(shards, replicas, hosts), &nothing(hosts), 100, plan);
+        let [.., last, end] = waves.as_slice() else { panic!("{waves:?}") };
+        assert!(end.is_done(), "{end:?}");
+        let [Step { action: Action::OpenShards { pairs }, .. }] = last.steps.as_slice() else {
+            panic!("{shards} shards, {replicas} replicas, {hosts} hosts: {last:?}");
+        };
+        assert_eq!(pairs.len(), shards as usize);
+    };
+    check(1, 1, 1);
+    check(3, 1, 1);
+    check(3, 1, 3);
+    check(5, 1, 3);
+    check(3, 2, 3);
+    check(7, 2, 4);
 }
 
 #[test]

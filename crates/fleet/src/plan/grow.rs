@@ -11,7 +11,7 @@ use super::{
 use crate::{
     model::{Fleet, HostId, NodeName},
     observed::{Health, Server},
-    placement::{HostPicker, PortsInUse, hosts_interleaved},
+    placement::{HostPicker, PortsInUse, hosts_interleaved, spreading_handover},
     step::Action,
 };
 
@@ -198,20 +198,48 @@ pub(super) fn open(view: &View<'_>, draft: &mut Draft) {
     if !holds_nothing || !view.agree || !view.unowned.is_empty() {
         return;
     }
-    let mut pairs = Vec::new();
+    let mut primaries = Vec::new();
+    let mut candidates = Vec::new();
     for shard in &view.shards {
         let closed = view.primary_up(shard).is_some_and(|up| !up.cluster_ok);
+        let (Some(primary), true) = (shard.primary, closed) else { return };
         // One that says itself that the cluster is down would have to wait like the primary.
-        let heir = shard.replicas.iter().copied().find(|index| {
+        let ready = |index: &usize| {
             view.in_sync(*index) && view.members[*index].up.is_some_and(|up| up.cluster_ok)
-        });
-        let (Some(primary), Some(heir), true) = (shard.primary, heir, closed) else { return };
-        pairs.push((view.members[primary].name.clone(), view.members[heir].name.clone()));
+        };
+        primaries.push(primary);
+        candidates.push(shard.replicas.iter().copied().filter(ready).collect::<Vec<usize>>());
     }
+    let Some(heirs) = spread_heirs(view, &candidates) else { return };
+    let name = |index: usize| view.members[index].name.clone();
+    let pairs: Vec<_> =
+        primaries.into_iter().zip(heirs).map(|(from, to)| (name(from), name(to))).collect();
     if !pairs.is_empty() {
         let why = "a server that starts as a primary refuses writes for 2 s, one that was a replica does not";
         draft.step(Action::OpenShards { pairs }, why);
     }
+}
+
+/// One of each shard's candidates, so that they are spread over the hosts; None where a shard has none.
+fn spread_heirs(view: &View<'_>, candidates: &[Vec<usize>]) -> Option<Vec<usize>> {
+    let host = |index: usize| &view.members[index].view.host;
+    let mut heirs: Vec<usize> =
+        candidates.iter().map(|shard| shard.first().copied()).collect::<Option<_>>()?;
+    if !view.spreads() || candidates.iter().all(|shard| shard.len() == 1) {
+        return Some(heirs);
+    }
+    let domains: Vec<&HostId> = view.spec.hosts.iter().collect();
+    let choices: Vec<Vec<(usize, &HostId)>> = candidates
+        .iter()
+        .map(|shard| shard.iter().map(|index| (*index, host(*index))).collect())
+        .collect();
+    // Each change evens the spread out; there are no more than this where all could be wrong.
+    for _ in 0..heirs.len() {
+        let stands: Vec<&HostId> = heirs.iter().map(|index| host(*index)).collect();
+        let Some((shard, heir)) = spreading_handover(&domains, &stands, &choices) else { break };
+        heirs[shard] = heir;
+    }
+    Some(heirs)
 }
 
 /// Nodes that serve nobody become replicas where one is missing.

@@ -378,6 +378,9 @@ impl Group {
         if source.data.keys() > 0 {
             return refuse(format!("{from} holds data"));
         }
+        // A takeover asks nobody for its epoch.
+        let epoch = self.epoch_max() + 1;
+        self.answering(net, to)?.current_epoch = epoch;
         self.take_over(net, &[to.number]);
         Ok(())
     }
