@@ -39,6 +39,7 @@ const PLAN_MS_MAX: f64 = 1_000.0;
 /// 10,000 · log 10,000 over 100 · log 100, twice.
 const GROWTH_MAX: f64 = 200.0 * 2.0;
 const PREVIEW_NODES: u32 = 1_000;
+const PREVIEW_MS_MAX: f64 = 1_000.0;
 const WAVES_MAX: usize = 200;
 
 #[derive(Args)]
@@ -146,6 +147,7 @@ fn previews(outcome: &mut Outcome) -> Result<()> {
         "waves",
         "steps"
     );
+    let mut slowest = 0.0_f64;
     for case in [Case::Healthy, Case::Create, Case::ScaleOut, Case::HostDead] {
         let (fleet, scene) = situation(case, PREVIEW_NODES, PREVIEW_NODES)?;
         let started = Instant::now();
@@ -154,7 +156,13 @@ fn previews(outcome: &mut Outcome) -> Result<()> {
         let steps: usize = waves.iter().map(|wave| wave.steps.len()).sum();
         println!("{:<42} {took:>9.1} {:>9} {steps:>9}", case.name(), waves.len());
         outcome.figures.insert(format!("preview, {}, {PREVIEW_NODES} nodes ms", case.name()), took);
+        slowest = slowest.max(took);
     }
+    outcome.goals.push(Goal::at_most(
+        "preview of 1,000 nodes, slowest case, ms",
+        PREVIEW_MS_MAX,
+        slowest,
+    ));
     Ok(())
 }
 

@@ -34,6 +34,7 @@ fn are_done_at_once(left: &Action, right: &Action) -> bool {
         Action::CreateNode { .. }
             | Action::StartNode { .. }
             | Action::Replicate { .. }
+            | Action::MoveSlots { .. }
             | Action::SetConfig { .. }
             | Action::ApplyAcl { .. }
             | Action::StopNode { .. }
