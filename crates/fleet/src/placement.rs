@@ -12,6 +12,18 @@ use crate::{
     observed::Observed,
 };
 
+/// What new nodes find: it is filled as they are planned, cluster after cluster.
+pub struct Room<'a> {
+    pub ports: PortsInUse,
+    pub loads: HostLoads<'a>,
+}
+
+impl<'a> Room<'a> {
+    pub fn new(fleet: &'a Fleet, observed: &'a Observed) -> Self {
+        Self { ports: PortsInUse::new(observed), loads: HostLoads::new(fleet, observed) }
+    }
+}
+
 /// The ports that are taken on each host, by nodes of any cluster or by other programs.
 pub struct PortsInUse {
     by_host: BTreeMap<HostId, BTreeSet<u16>>,
@@ -62,26 +74,83 @@ impl PortsInUse {
     }
 }
 
+/// What stands on each host, of all clusters.
+pub struct HostLoads<'a> {
+    fleet: &'a Fleet,
+    observed: &'a Observed,
+    by_host: BTreeMap<HostId, HostLoad>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct HostLoad {
+    /// What its nodes may use by the spec.
+    memory_bytes: u64,
+    nodes: usize,
+}
+
+impl<'a> HostLoads<'a> {
+    pub fn new(fleet: &'a Fleet, observed: &'a Observed) -> Self {
+        let mut loads = Self { fleet, observed, by_host: BTreeMap::new() };
+        for (name, view) in &observed.nodes {
+            loads.add(&view.host, fleet.clusters.get(&name.cluster));
+        }
+        loads
+    }
+
+    /// One more node, of this cluster where the spec names it.
+    pub fn add(&mut self, host: &HostId, cluster: Option<&Cluster>) {
+        let load = self.by_host.entry(host.clone()).or_default();
+        load.nodes += 1;
+        load.memory_bytes +=
+            cluster.and_then(|cluster| cluster.memory).map_or(0, |memory| memory.0);
+    }
+
+    /// The less, the more room: thousandths of the host's memory that are given away, then its nodes.
+    fn score(&self, host: &HostId) -> (u64, usize) {
+        let load = self.by_host.get(host).copied().unwrap_or_default();
+        let by_spec = self.fleet.hosts.get(host).and_then(|host| host.memory);
+        let memory = by_spec.or_else(|| self.observed.hosts.get(host).and_then(|view| view.memory));
+        let given = memory.map_or(0, |all| load.memory_bytes.saturating_mul(1_000) / all.0.max(1));
+        (given, load.nodes)
+    }
+}
+
 /// A cluster's hosts, those of different zones alternating, so that counting along the list spreads
 /// over zones first.
 pub fn hosts_interleaved<'a>(fleet: &Fleet, cluster: &'a Cluster) -> Vec<&'a HostId> {
-    let mut zones: BTreeMap<&Zone, VecDeque<&HostId>> = BTreeMap::new();
-    for id in &cluster.hosts {
-        if let Some(host) = fleet.hosts.get(id) {
-            zones.entry(&host.zone).or_default().push_back(id);
-        }
+    interleaved(fleet, cluster, |_| ())
+}
+
+/// [`hosts_interleaved`], in each round of zones those with the most room first.
+pub fn hosts_by_room<'a>(
+    fleet: &Fleet,
+    cluster: &'a Cluster,
+    loads: &HostLoads<'_>,
+) -> Vec<&'a HostId> {
+    interleaved(fleet, cluster, |host| loads.score(host))
+}
+
+fn interleaved<'a, K: Ord + Copy>(
+    fleet: &Fleet,
+    cluster: &'a Cluster,
+    score: impl Fn(&HostId) -> K,
+) -> Vec<&'a HostId> {
+    let mut scored: Vec<(K, &Zone, &HostId)> = cluster
+        .hosts
+        .iter()
+        .filter_map(|id| Some((score(id), &fleet.hosts.get(id)?.zone, id)))
+        .collect();
+    scored.sort_by_key(|(score, zone, _)| (*score, *zone));
+    // A host's rank within its zone is the round in which the zone gives it.
+    let mut given: BTreeMap<&Zone, usize> = BTreeMap::new();
+    let mut ranked: Vec<(usize, &HostId)> = Vec::with_capacity(scored.len());
+    for (_, zone, id) in scored {
+        let round = given.entry(zone).or_default();
+        ranked.push((*round, id));
+        *round += 1;
     }
-    let mut hosts = Vec::with_capacity(cluster.hosts.len());
-    while hosts.len() < cluster.hosts.len() {
-        let before = hosts.len();
-        for queue in zones.values_mut() {
-            hosts.extend(queue.pop_front());
-        }
-        if hosts.len() == before {
-            break;
-        }
-    }
-    hosts
+    ranked.sort_by_key(|(round, _)| *round);
+    ranked.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Hands out hosts, the one with the fewest nodes first.
@@ -167,6 +236,10 @@ pub fn spreading_handover<D: Ord + Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        model::{Bytes, ClusterName},
+        spec::{self, Machine},
+    };
 
     fn base(explicit: bool) -> PortBase {
         PortBase { tcp: 7001, tls: 8001, bus: 17001, explicit }
@@ -199,6 +272,42 @@ mod tests {
         assert_eq!(next(&hosts[2..]).as_deref(), Some("a"));
         assert_eq!(next(&[]).as_deref(), Some("c"));
         assert_eq!(next(&hosts), None);
+    }
+
+    #[test]
+    fn hosts_alternate_between_zones_and_those_with_room_come_first() {
+        let text = "hosts:\n  a: {address: 127.0.0.1, zone: x, memory: 1GiB}\n  \
+                    b: {address: 127.0.0.2, zone: x, memory: 8GiB}\n  \
+                    c: {address: 127.0.0.3, zone: y, memory: 8GiB}\n  \
+                    d: {address: 127.0.0.4, zone: y, memory: 8GiB}\n\
+                    clusters: {small: {shards: 3, replicas: 0}, \
+                    large: {shards: 3, replicas: 0, memory: 512MiB}}";
+        let fleet = spec::parse(text, "fleet.yaml", &Machine::default()).unwrap().fleet;
+        let cluster = &fleet.clusters[&ClusterName::new("small")];
+        assert_eq!(cluster.memory, None);
+        assert_eq!(fleet.clusters[&ClusterName::new("large")].memory, Some(Bytes::mib(512)));
+        let observed = Observed {
+            at_ms: 0,
+            hosts: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            history: BTreeMap::new(),
+        };
+        let check = |standing: &[(&str, &str)], expected: &str| {
+            let mut loads = HostLoads::new(&fleet, &observed);
+            for (host, cluster) in standing {
+                loads.add(&HostId::new(*host), fleet.clusters.get(&ClusterName::new(*cluster)));
+            }
+            let hosts = hosts_by_room(&fleet, cluster, &loads);
+            let hosts: Vec<&str> = hosts.into_iter().map(HostId::as_str).collect();
+            assert_eq!(hosts.concat(), expected, "{standing:?}");
+        };
+        check(&[], "acbd");
+        check(&[("a", "small")], "bcda");
+        check(&[("a", "small"), ("c", "small")], "bdac");
+        check(&[("c", "small"), ("d", "small")], "acbd");
+        // Half of a's memory is more than two nodes on others.
+        check(&[("a", "large"), ("b", "small"), ("b", "small")], "cbda");
+        check(&[("c", "large"), ("d", "gone"), ("d", "gone")], "adbc");
     }
 
     #[test]

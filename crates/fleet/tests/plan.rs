@@ -465,3 +465,26 @@ fn shuffled_input_gives_the_same_plan() {
         serde_json::to_string(&plan(&fleet, &again)).unwrap()
     );
 }
+
+#[test]
+fn a_second_cluster_goes_where_there_is_room() {
+    let mut fleet = spec(1, 0, 3);
+    let second = Cluster { name: ClusterName::new("d"), ..fleet.clusters[&name()].clone() };
+    fleet.clusters.insert(second.name.clone(), second);
+    let created = |observed: &Observed| -> Vec<String> {
+        let hosts = plan(&fleet, observed).steps.into_iter().map(|step| match step.action {
+            Action::CreateNode { node, host, .. } => format!("{node} on {host}"),
+            other => panic!("{other}"),
+        });
+        hosts.collect()
+    };
+    assert_eq!(created(&nothing(3)), ["c-1 on h0", "d-1 on h1"]);
+    let seats = [(1, 0, None, "0-16383"), (2, 1, None, "none")];
+    let mut observed = world(3, &seats);
+    // Two of another cluster, which the spec doesn't name, stand there.
+    for number in [1, 2] {
+        let view = observed.nodes.remove(&node(number)).unwrap();
+        observed.nodes.insert(NodeName::new(ClusterName::new("e"), number), view);
+    }
+    assert_eq!(created(&observed), ["c-1 on h2", "d-1 on h0"]);
+}

@@ -11,16 +11,16 @@ use super::{
 use crate::{
     model::{Fleet, HostId, NodeName},
     observed::{Health, Server},
-    placement::{HostPicker, PortsInUse, hosts_interleaved, spreading_handover},
+    placement::{HostPicker, Room, hosts_by_room, spreading_handover},
     step::Action,
 };
 
 /// Create what the roster lacks.
-pub(super) fn create(
-    fleet: &Fleet,
-    view: &View<'_>,
+pub(super) fn create<'a>(
+    fleet: &'a Fleet,
+    view: &View<'a>,
     roster: &Roster,
-    ports: &mut PortsInUse,
+    room: &mut Option<Room<'a>>,
     draft: &mut Draft,
 ) {
     let vacancies = roster.vacancies(view);
@@ -44,7 +44,8 @@ pub(super) fn create(
     for member in &view.members {
         *load.entry(&member.view.host).or_default() += 1;
     }
-    let mut picker = HostPicker::new(hosts_interleaved(fleet, view.spec), &load);
+    let room = room.get_or_insert_with(|| Room::new(fleet, view.observed));
+    let mut picker = HostPicker::new(hosts_by_room(fleet, view.spec, &room.loads), &load);
     let mut places: Vec<(&HostId, String)> = Vec::new();
     for vacancy in open {
         let label = head_label(view, roster, vacancy.head);
@@ -84,8 +85,9 @@ pub(super) fn create(
             );
             continue;
         }
-        match ports.take(host, view.spec.ports, number) {
+        match room.ports.take(host, view.spec.ports, number) {
             Ok(ports) => {
+                room.loads.add(host, Some(view.spec));
                 draft.step(Action::CreateNode { node, host: host.clone(), ports }, why);
             }
             Err(Some(port)) => draft.block(

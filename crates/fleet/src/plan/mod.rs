@@ -29,7 +29,7 @@ pub use view::{Member, MergedRow, Shard, View};
 use crate::{
     model::{Cluster, ClusterName, Fleet},
     observed::{Observed, Process},
-    placement::PortsInUse,
+    placement::Room,
     step::{Action, Blocked, Step, Waiting, Wave},
 };
 use roster::Roster;
@@ -37,12 +37,13 @@ use roster::Roster;
 /// The next wave for the whole fleet. Clusters don't wait for each other.
 pub fn plan(fleet: &Fleet, observed: &Observed) -> Wave {
     let mut wave = Wave::default();
-    let mut ports = PortsInUse::new(observed);
+    let mut room = None;
     for cluster in fleet.clusters.values() {
         let view = View::new(cluster, observed);
         let mut draft = Draft::new(cluster);
         plan_cluster(fleet, &view, &mut ports, &mut draft);
         proxies::keep(fleet, observed, &view, &mut draft);
+        plan_cluster(fleet, &view, &mut room, &mut draft);
         wave.steps.append(&mut draft.steps);
         wave.blocked.append(&mut draft.blocked);
         wave.waiting.append(&mut draft.waiting);
@@ -56,7 +57,12 @@ pub fn is_calm(cluster: &Cluster, observed: &Observed) -> bool {
     View::new(cluster, observed).unrest().is_empty()
 }
 
-fn plan_cluster(fleet: &Fleet, view: &View<'_>, ports: &mut PortsInUse, draft: &mut Draft) {
+fn plan_cluster<'a>(
+    fleet: &'a Fleet,
+    view: &View<'a>,
+    room: &mut Option<Room<'a>>,
+    draft: &mut Draft,
+) {
     if view.spec.stopped {
         stop(view, draft);
         return;
@@ -74,7 +80,7 @@ fn plan_cluster(fleet: &Fleet, view: &View<'_>, ports: &mut PortsInUse, draft: &
         return;
     }
     let roster = Roster::new(fleet, view);
-    grow::create(fleet, view, &roster, ports, draft);
+    grow::create(fleet, view, &roster, room, draft);
     if draft.has_steps() {
         return;
     }
