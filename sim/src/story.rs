@@ -118,6 +118,7 @@ pub fn changed(fleet: &Fleet, rng: &mut Rng) -> Fleet {
     let mut fleet = fleet.clone();
     let names: Vec<ClusterName> = fleet.clusters.keys().cloned().collect();
     let hosts = fleet.hosts.len();
+    let most_replicas = fleet.clusters.values().map(|spec| spec.replicas).max().unwrap_or(0);
     let Some(name) = rng.pick(&names) else { return fleet };
     let Some(spec) = fleet.clusters.get_mut(name) else { return fleet };
     match rng.below(7) {
@@ -136,15 +137,23 @@ pub fn changed(fleet: &Fleet, rng: &mut Rng) -> Fleet {
             spec.engine = EngineWant { kind: Some(EngineKind::Valkey), version, path: None };
         }
         _ => {
-            // One host is given up.
+            // One host is given up, by this cluster or for good.
             if hosts as u32 > spec.replicas + 1 {
                 let index = rng.below(spec.hosts.len());
-                spec.hosts.remove(index);
+                let host = spec.hosts.remove(index);
+                if index % 2 == 0 && hosts as u32 > most_replicas + 1 {
+                    fleet.hosts.remove(&host);
+                }
             }
         }
     }
-    let safe = quorum_safe_max(spec.shards as usize) * spec.hosts.len() >= spec.shards as usize;
-    spec.placement.primaries_host = if safe { Spread::QuorumSafe } else { Spread::PreferSpread };
+    let left = &fleet.hosts;
+    for spec in fleet.clusters.values_mut() {
+        spec.hosts.retain(|host| left.contains_key(host));
+        let safe = quorum_safe_max(spec.shards as usize) * spec.hosts.len() >= spec.shards as usize;
+        spec.placement.primaries_host =
+            if safe { Spread::QuorumSafe } else { Spread::PreferSpread };
+    }
     fleet
 }
 

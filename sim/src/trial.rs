@@ -212,7 +212,7 @@ impl<'a> Trial<'a> {
         self.tally.acknowledged = self.ledger.acknowledged();
         self.tally.forfeited = self.ledger.forfeited();
         if wave.is_done() {
-            let seen = self.world.observe(&Vantage::default());
+            let seen = self.observe(&Vantage::default());
             let violations = check_world(&self.fleet, &seen);
             if !violations.is_empty() {
                 // What the planner needn't care for may take a moment to spread.
@@ -310,7 +310,7 @@ impl<'a> Trial<'a> {
             let hosts: Vec<HostId> = self.fleet.hosts.keys().cloned().collect();
             vantage.blind.extend(self.rng.pick(&hosts).cloned());
         }
-        let seen = self.world.observe(&vantage);
+        let seen = self.observe(&vantage);
         self.past.push_back(seen.clone());
         if self.past.len() > 4 {
             self.past.pop_front();
@@ -321,6 +321,13 @@ impl<'a> Trial<'a> {
             return (self.past[index].clone(), true);
         }
         (seen, blind)
+    }
+
+    /// Only hosts that the spec names can be asked for what they have.
+    fn observe(&self, vantage: &Vantage) -> Observed {
+        let mut seen = self.world.observe(vantage);
+        seen.hosts.retain(|host, _| self.fleet.hosts.contains_key(host));
+        seen
     }
 
     fn execute(&mut self, wave: &Wave, recheck: bool, mishaps: bool) {
@@ -361,7 +368,7 @@ impl<'a> Trial<'a> {
             return;
         }
         for step in steps {
-            let seen = self.world.observe(&Vantage::default());
+            let seen = self.observe(&Vantage::default());
             let alone = Wave { steps: vec![step.clone()], ..Wave::default() };
             if !check_wave(&self.fleet, &seen, &alone).is_empty() {
                 self.say(|| format!("  not any more: {}", step.action));

@@ -10,7 +10,7 @@ use fleet::{
     model::*,
     observed::*,
     plan::plan,
-    step::{Action, Step},
+    step::{Action, Step, Wave},
     world::preview,
 };
 use protocol::{Engine, EngineKind, NodeId, SlotSet, Version};
@@ -367,6 +367,54 @@ fn what_is_gone_for_good_is_forgotten() {
     observed.hosts.get_mut(&host_name(2)).unwrap().reachable = false;
     let lines = lines(&spec(3, 1, 3), &observed);
     assert!(!lines.contains(&forgotten), "it may live on the host that can't be asked: {lines:?}");
+}
+
+/// `h2` isn't in the spec any more, and neither can it be seen.
+fn without_the_last_host(shards: u32, observed: &mut Observed) -> Fleet {
+    observed.hosts.remove(&host_name(2));
+    let mut fleet = spec(shards, 1, 2);
+    fleet.clusters.values_mut().for_each(|spec| spec.placement.primaries_host = Spread::Any);
+    fleet
+}
+
+#[test]
+fn what_a_lost_host_held_is_made_again_elsewhere() {
+    let mut observed = world(3, &THREE);
+    let ports = observed.nodes[&node(5)].ports.tcp + 2;
+    kill(&mut observed, 5);
+    // While the host is in the spec, it may come back.
+    check(&spec(3, 1, 3), &observed, &["start c-5"]);
+    let fleet = without_the_last_host(3, &mut observed);
+    // Its live primary c-3 is to leave: that takes a second replica for the while.
+    let create = [
+        format!("create c-7 on h0, port {ports}"),
+        format!("create c-8 on h1, port {}", ports + 1),
+    ];
+    check(&fleet, &observed, &create.each_ref().map(String::as_str));
+    let waves = preview(&fleet, &observed, 100, plan);
+    let steps: Vec<String> =
+        waves.iter().flat_map(|wave| &wave.steps).map(|step| step.action.to_string()).collect();
+    for wanted in ["hand over from c-3 to c-6", "remove c-3", "remove c-5"] {
+        assert!(steps.iter().any(|step| step == wanted), "{wanted}: {steps:#?}");
+    }
+    assert!(!steps.iter().any(|step| step == "start c-5"), "{steps:#?}");
+    assert!(waves.last().is_some_and(Wave::is_done), "{waves:?}");
+}
+
+#[test]
+fn a_last_copy_is_never_given_up() {
+    // Its primary is gone too: who knows whose data is the better one.
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 2);
+    kill(&mut observed, 5);
+    let fleet = without_the_last_host(3, &mut observed);
+    let steps = lines(&fleet, &observed);
+    assert!(steps.contains(&"start c-5".to_owned()), "{steps:?}");
+    // Nobody is up to say who had what.
+    for number in [1, 3, 4, 6] {
+        kill(&mut observed, number);
+    }
+    assert!(lines(&fleet, &observed).contains(&"start c-5".to_owned()));
 }
 
 #[test]

@@ -125,7 +125,9 @@ pub(super) fn join(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .members
         .iter()
         .filter(|member| {
-            member.up.is_none() && !matches!(member.view.server, Server::Silent { .. })
+            member.up.is_none()
+                && !member.given_up
+                && !matches!(member.view.server, Server::Silent { .. })
         })
         .map(|member| member.name)
         .collect();

@@ -34,7 +34,7 @@ pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
     }
     let rest = Rest::new(view);
     for (index, member) in view.members.iter().enumerate() {
-        if !heads.contains(&index) {
+        if !heads.contains(&index) && !member.given_up {
             follower(view, &rest, member, draft);
         }
     }

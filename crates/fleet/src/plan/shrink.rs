@@ -8,7 +8,7 @@ use protocol::NodeId;
 use super::{Draft, MergedRow, View, restart, roster::Roster};
 use crate::{
     model::{Fleet, HostId},
-    observed::Health,
+    observed::{Health, NodeView, Process},
     step::Action,
 };
 
@@ -17,7 +17,12 @@ use crate::{
 pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
     for (id, row) in &view.merged {
         let is_head = row.replica_of.is_none() && !row.slots.is_empty();
-        if view.member(*id).is_some() || is_head || followed(view, *id) {
+        let member = view.member(*id);
+        // With its directory's content went what its removal would tell the others to forget.
+        let nameless = member.is_some_and(|member| {
+            member.given_up && member.view.proven_dead() && member.view.disk.id.is_none()
+        });
+        if (member.is_some() && !nameless) || is_head || followed(view, *id) {
             continue;
         }
         let noticed = match row.health {
@@ -25,9 +30,10 @@ pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
             Health::Handshake => false,
             Health::Ok | Health::Suspected => row.address.is_none(),
         };
-        if noticed && proven_gone(fleet, view, row) {
+        let gone = nameless || proven_gone(fleet, view, row);
+        if noticed && gone {
             draft.step(Action::Forget { id: *id }, "the node with this id is gone for good");
-        } else if proven_gone(fleet, view, row) {
+        } else if gone {
             draft.wait(format!("{}, which is gone, to be noticed by its peers", id.short()));
         } else if row.health != Health::Handshake && !at_ours(fleet, row) {
             let address =
@@ -53,12 +59,19 @@ fn at_ours(fleet: &Fleet, row: &MergedRow) -> bool {
     row.address.is_none_or(|(ip, _)| host_of(fleet, ip).is_some())
 }
 
-/// Our runtime can be asked on the host at the row's address, and knows no such server there. A row
-/// without an address was left by a node whose address another id has now: it may be on any host.
+/// Our runtime can be asked on the host at the row's address, and knows no such server there; or another
+/// node of ours has that address. A row without an address was left by a node whose address another
+/// id has now: it may be on any host.
 fn proven_gone(fleet: &Fleet, view: &View<'_>, row: &MergedRow) -> bool {
     let asked = |host: &HostId| view.observed.hosts.get(host).is_some_and(|host| host.reachable);
     match row.address {
-        Some((ip, _)) => host_of(fleet, ip).is_some_and(asked),
+        Some(address) => {
+            let replaced = |view: &NodeView| {
+                view.process != Process::Unknown && (view.address, view.ports.tcp) == address
+            };
+            host_of(fleet, address.0).is_some_and(asked)
+                || view.members.iter().any(|member| replaced(member.view))
+        }
         None => fleet.hosts.keys().all(asked),
     }
 }
@@ -78,8 +91,13 @@ pub(super) fn surplus(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         !used.contains(index) && id.is_none_or(|id| !followed(view, id))
     });
     if let Some(index) = unused {
-        let node = view.members[*index].name.clone();
-        draft.step(Action::RemoveNode { node }, "it owns no slot, and no shard needs it");
+        let member = &view.members[*index];
+        let why = if member.given_up {
+            format!("it is down, and its host {} is not in the spec any more", member.view.host)
+        } else {
+            "it owns no slot, and no shard needs it".to_owned()
+        };
+        draft.step(Action::RemoveNode { node: member.name.clone() }, why);
         return;
     }
     for head in &roster.heads {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use protocol::{NodeId, SlotSet};
+use protocol::{NodeId, SLOT_COUNT, SlotSet};
 
 use crate::{
     model::{Cluster, HostId, NodeName, Spread},
@@ -25,6 +25,9 @@ pub struct Member<'a> {
     pub up: Option<&'a Up>,
     /// The main body of the cluster knows it, and it knows the main body.
     pub joined: bool,
+    /// It doesn't run, on a host that the spec doesn't name any more, and nothing depends on it: it
+    /// won't be started again, and counts for nothing.
+    pub given_up: bool,
 }
 
 /// A primary that owns slots, and its replicas.
@@ -73,7 +76,7 @@ impl<'a> View<'a> {
             .of(&spec.name)
             .map(|(name, view)| {
                 let up = view.up();
-                Member { name, view, id: view.id(), up, joined: false }
+                Member { name, view, id: view.id(), up, joined: false, given_up: false }
             })
             .collect();
         let main = main_body(&members);
@@ -107,9 +110,39 @@ impl<'a> View<'a> {
             allowed: spec.hosts.iter().collect(),
             voters: Vec::new(),
         };
+        view.find_given_up();
         view.find_shards();
         view.find_voters();
         view
+    }
+
+    /// Nothing is lost by giving a node up that owns no slot, and whose primary, where it had one,
+    /// answers. Where nobody answers, nobody can say so; one that nobody knows may own what no other does.
+    fn find_given_up(&mut self) {
+        if self.members.iter().all(|member| member.up.is_none()) {
+            return;
+        }
+        let serves = |id: &NodeId| {
+            self.member(*id).is_some_and(|member| member.up.is_some_and(Up::is_primary))
+        };
+        let heads = self.merged.values().filter(|row| row.replica_of.is_none());
+        let owned: usize = heads.map(|row| row.slots.len()).sum();
+        let given_up: Vec<bool> = self
+            .members
+            .iter()
+            .map(|member| {
+                let row = member.id.and_then(|id| self.merged.get(&id));
+                let needed = row.map_or(owned < usize::from(SLOT_COUNT), |row| {
+                    !row.slots.is_empty() || row.replica_of.is_some_and(|of| !serves(&of))
+                });
+                let runs = matches!(member.view.process, Process::Running | Process::Suspended);
+                let named = self.observed.hosts.contains_key(&member.view.host);
+                member.up.is_none() && !runs && !named && !needed
+            })
+            .collect();
+        for (member, given_up) in self.members.iter_mut().zip(given_up) {
+            member.given_up = given_up;
+        }
     }
 
     fn find_shards(&mut self) {
@@ -130,7 +163,9 @@ impl<'a> View<'a> {
             }
         }
         for (index, member) in self.members.iter().enumerate() {
-            let Some(primary) = self.replica_of(member) else { continue };
+            let Some(primary) = self.replica_of(member).filter(|_| !member.given_up) else {
+                continue;
+            };
             if let Some(shard) = shards.get_mut(&primary) {
                 shard.replicas.push(index);
             }
@@ -233,7 +268,7 @@ impl<'a> View<'a> {
     /// Why this isn't a moment for disruptive steps (I3); empty: it is calm.
     pub fn unrest(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        for member in &self.members {
+        for member in self.members.iter().filter(|member| !member.given_up) {
             match &member.view.server {
                 Server::Up(up) => {
                     if member.joined && !up.cluster_ok {
@@ -295,10 +330,11 @@ impl<'a> View<'a> {
     /// We see too little to act on (I8): most hosts or most nodes can't be asked, or most running
     /// servers are silent to us.
     pub fn blind(&self) -> Option<String> {
-        let total = self.members.len();
+        let members = || self.members.iter().filter(|member| !member.given_up);
+        let total = members().count();
         let unasked =
             |member: &&Member<'_>| member.view.process == Process::Unknown && member.up.is_none();
-        let unknown = self.members.iter().filter(unasked).count();
+        let unknown = members().filter(unasked).count();
         if unknown * 2 > total {
             return Some(format!("{unknown} of {total} nodes are on hosts that can't be asked"));
         }
