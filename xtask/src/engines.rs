@@ -173,6 +173,8 @@ impl Debian {
             option("Dir::Cache", "cache"),
             option("Dir::Etc::SourceList", "sources.list"),
             "Dir::Etc::SourceParts=/dev/null".to_owned(),
+            // A mirror that stands still goes on serving the tests; signatures are checked all the same.
+            "Acquire::Check-Valid-Until=false".to_owned(),
         ];
         let debian = Self { work: work.to_owned(), libraries: libraries.to_owned(), options };
         output(debian.apt_get(work).arg("update"))?;
