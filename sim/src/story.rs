@@ -1,6 +1,9 @@
 //! Fleets, changes of their specs and faults, made up from a seed.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use fleet::{
     model::{
@@ -141,7 +144,7 @@ pub fn changed(fleet: &Fleet, rng: &mut Rng) -> Fleet {
             if hosts as u32 > spec.replicas + 1 {
                 let index = rng.below(spec.hosts.len());
                 let host = spec.hosts.remove(index);
-                if index % 2 == 0 && hosts as u32 > most_replicas + 1 {
+                if index.is_multiple_of(2) && hosts as u32 > most_replicas + 1 {
                     fleet.hosts.remove(&host);
                 }
             }
@@ -153,6 +156,19 @@ pub fn changed(fleet: &Fleet, rng: &mut Rng) -> Fleet {
         let safe = quorum_safe_max(spec.shards as usize) * spec.hosts.len() >= spec.shards as usize;
         spec.placement.primaries_host =
             if safe { Spread::QuorumSafe } else { Spread::PreferSpread };
+    }
+    fleet
+}
+
+/// The same, with one host at another address: `pick` says which.
+pub fn readdressed(fleet: &Fleet, pick: usize) -> Fleet {
+    let mut fleet = fleet.clone();
+    let count = fleet.hosts.len().max(1);
+    if let Some(host) = fleet.hosts.values_mut().nth(pick % count)
+        && let IpAddr::V4(address) = host.address
+    {
+        let [_, _, high, low] = address.octets();
+        host.address = Ipv4Addr::new(10, 1, high, low).into();
     }
     fleet
 }

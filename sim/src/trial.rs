@@ -455,6 +455,9 @@ impl<'a> Trial<'a> {
     }
 }
 
+/// In one of so many stories with another spec a host has another address there.
+const READDRESSED_EVERY: u64 = 8;
+
 /// A whole story from a seed: a fleet is made, changed, struck by faults, and has to come out well.
 pub fn random(seed: u64, plan: Planner<'_>, log: bool) -> (Result<Tally, Failure>, Vec<String>) {
     let mut rng = Rng::new(seed);
@@ -466,7 +469,12 @@ pub fn random(seed: u64, plan: Planner<'_>, log: bool) -> (Result<Tally, Failure
         script.mishaps = rng.chance(40);
     }
     if rng.chance(50) {
-        script.specs.insert(3 + rng.below(12), story::changed(&fleet, &mut rng));
+        let wave = 3 + rng.below(12);
+        let mut changed = story::changed(&fleet, &mut rng);
+        if seed % READDRESSED_EVERY == 1 {
+            changed = story::readdressed(&changed, wave);
+        }
+        script.specs.insert(wave, changed);
     }
     let mut trial = Trial::new(fleet, rng.next(), plan);
     if log {

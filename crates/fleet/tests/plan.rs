@@ -418,6 +418,25 @@ fn a_last_copy_is_never_given_up() {
 }
 
 #[test]
+fn nodes_follow_their_host_to_another_address() {
+    let mut fleet = spec(3, 1, 3);
+    let address: IpAddr = Ipv4Addr::new(127, 0, 9, 1).into();
+    fleet.hosts.get_mut(&host_name(1)).unwrap().address = address;
+    let mut observed = world(3, &THREE);
+    check(&fleet, &observed, &["restart c-4"]);
+    // The others still look for it where it was.
+    observed.nodes.get_mut(&node(4)).unwrap().address = address;
+    check(&fleet, &observed, &["introduce c-4 to the cluster"]);
+    let waves = preview(&fleet, &world(3, &THREE), 100, plan);
+    let steps: Vec<String> =
+        waves.iter().flat_map(|wave| &wave.steps).map(|step| step.action.to_string()).collect();
+    let expected = ["restart c-4", "hand over from c-2 to c-5", "restart c-2"];
+    assert_eq!(steps[..3], expected, "{steps:#?}");
+    assert!(waves.last().is_some_and(Wave::is_done), "{waves:?}");
+    assert!(!steps.iter().any(|step| step.starts_with("introduce")), "{steps:#?}");
+}
+
+#[test]
 fn more_shards_need_nodes_then_slots() {
     check(
         &spec(4, 1, 3),

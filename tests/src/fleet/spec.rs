@@ -24,6 +24,8 @@ pub struct Spec {
     pub memory: Option<&'static str>,
     /// Hosts at loopback addresses (127.0.1.1, 127.0.2.1, …); 0: this machine alone.
     pub hosts: u32,
+    /// Those of them that are at other addresses: 127.1.1.1, 127.1.2.1, …
+    pub moved_hosts: &'static [u32],
     /// Directives.
     pub config: Vec<(&'static str, &'static str)>,
     /// Further lines of the cluster, without indentation.
@@ -45,6 +47,7 @@ impl Default for Spec {
             pace: "full",
             memory: None,
             hosts: 0,
+            moved_hosts: &[],
             config: Vec::new(),
             lines: Vec::new(),
             proxies: Vec::new(),
@@ -63,7 +66,8 @@ impl Spec {
         if self.hosts > 0 {
             say(0, "hosts:");
             for number in 1..=self.hosts {
-                say(2, &format!("h{number}: {{address: 127.0.{number}.1}}"));
+                let moved = u8::from(self.moved_hosts.contains(&number));
+                say(2, &format!("h{number}: {{address: 127.{moved}.{number}.1}}"));
             }
         }
         let (kind, version) = self.engine;

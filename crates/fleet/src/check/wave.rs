@@ -296,8 +296,10 @@ impl Case<'_> {
                 .any(|(name, value)| up.config.get(name).is_some_and(|have| have != value));
             !self.spec.engine.matches(&up.engine) || drifted
         });
+        let host = fleet.hosts.get(&here.host);
+        let elsewhere = host.is_some_and(|host| host.address != here.address);
         let surplus = self.owners().len() > self.spec.shards as usize;
-        if leaves || outdated || surplus {
+        if leaves || outdated || elsewhere || surplus {
             return;
         }
         let hosts = self.primaries_by_host();

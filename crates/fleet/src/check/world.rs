@@ -16,6 +16,7 @@ pub fn check_world(fleet: &Fleet, observed: &Observed) -> Vec<Violation> {
     for spec in fleet.clusters.values().filter(|spec| !spec.stopped) {
         let mut case = Case::new(spec, observed);
         case.judge_nodes();
+        case.judge_addresses(fleet);
         case.judge_views();
         case.judge_slots();
         case.judge_copies();
@@ -73,6 +74,17 @@ impl Case<'_> {
             {
                 let what = format!("{name}'s maxmemory leaves no room in {limit}");
                 self.blame(Invariant::I11Memory, what);
+            }
+        }
+    }
+
+    fn judge_addresses(&mut self, fleet: &Fleet) {
+        for (name, view) in self.nodes.clone() {
+            let known = view.id().and_then(|id| self.rows.get(&id));
+            if fleet.hosts.get(&view.host).is_some_and(|host| host.address != view.address) {
+                self.blame(Invariant::Wanted, format!("{name} isn't at its host's address"));
+            } else if known.is_some_and(|row| row.ip != Some(view.address)) {
+                self.blame(Invariant::Wanted, format!("{name} announces another address"));
             }
         }
     }

@@ -141,14 +141,19 @@ pub(super) fn join(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     let strangers: Vec<NodeName> = view
         .members
         .iter()
-        .filter(|member| member.up.is_some() && !member.joined)
+        .filter(|member| member.up.is_some() && (!member.joined || view.is_missed(member)))
         .map(|member| member.name.clone())
         .collect();
     if strangers.is_empty() || view.members.len() < 2 {
         return;
     }
-    let why =
-        if view.is_new() { "they don't know each other yet" } else { "the rest doesn't know it" };
+    let why = if view.is_new() {
+        "they don't know each other yet"
+    } else if view.members.iter().all(|member| member.up.is_none() || member.joined) {
+        "others look for it at another address"
+    } else {
+        "the rest doesn't know it"
+    };
     draft.step(Action::Meet { nodes: strangers }, why);
 }
 

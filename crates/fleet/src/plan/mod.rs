@@ -108,10 +108,10 @@ fn plan_cluster<'a>(
     }
     let unrest = view.unrest();
     if unrest.is_empty() {
-        let busy =
-            restart::roll(view, &roster, draft) || spread::primaries(fleet, view, &roster, draft);
+        let busy = restart::roll(fleet, view, &roster, draft)
+            || spread::primaries(fleet, view, &roster, draft);
         if !busy && draft.waiting.is_empty() {
-            shrink::surplus(view, &roster, draft);
+            shrink::surplus(fleet, view, &roster, draft);
         }
     } else if draft.waiting.is_empty() && draft.blocked.is_empty() {
         for reason in unrest {

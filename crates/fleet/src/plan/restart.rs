@@ -1,19 +1,27 @@
-//! What only a restart changes: another engine, another start-up setting. Replicas first, one at a
+//! What only a restart changes: another engine, another start-up setting, another address of the host. Replicas first, one at a
 //! time; a primary hands its role over to a replica that is done already, and is a replica then. A
 //! shard without replicas gets one for the while ([`super::roster`]).
 
 use protocol::Engine;
 
 use super::{Draft, Member, View, config, roster::Roster};
-use crate::{model::EngineWant, step::Action};
+use crate::{
+    model::{EngineWant, Fleet},
+    step::Action,
+};
 
 /// The member answers and needs a restart to be as the spec wants it.
-pub(super) fn is_outdated(view: &View<'_>, index: usize) -> bool {
-    reason(view, &view.members[index]).is_some()
+pub(super) fn is_outdated(fleet: &Fleet, view: &View<'_>, index: usize) -> bool {
+    reason(fleet, view, &view.members[index]).is_some()
 }
 
-fn reason(view: &View<'_>, member: &Member<'_>) -> Option<String> {
+fn reason(fleet: &Fleet, view: &View<'_>, member: &Member<'_>) -> Option<String> {
     let up = member.up?;
+    if let Some(host) = fleet.hosts.get(&member.view.host)
+        && host.address != member.view.address
+    {
+        return Some(format!("{} is at {} now", host.id, host.address));
+    }
     if !view.spec.engine.matches(&up.engine) {
         return Some(format!("it runs {}, wanted is {}", up.engine, view.spec.engine));
     }
@@ -40,12 +48,12 @@ fn downgrade(want: &EngineWant, from: Engine) -> Option<String> {
 }
 
 /// One step of a rolling change. `true`: something is wanted, so that what comes after must wait.
-pub(super) fn roll(view: &View<'_>, roster: &Roster, draft: &mut Draft) -> bool {
+pub(super) fn roll(fleet: &Fleet, view: &View<'_>, roster: &Roster, draft: &mut Draft) -> bool {
     let mut wanted = false;
     for head in &roster.heads {
         for index in &head.replicas {
             let member = &view.members[*index];
-            let Some(why) = reason(view, member) else { continue };
+            let Some(why) = reason(fleet, view, member) else { continue };
             if let Some(refusal) = member.up.and_then(|up| downgrade(&view.spec.engine, up.engine))
             {
                 block(member, refusal, draft);
@@ -58,7 +66,7 @@ pub(super) fn roll(view: &View<'_>, roster: &Roster, draft: &mut Draft) -> bool 
     for head in &roster.heads {
         let Some(primary) = head.primary else { continue };
         let member = &view.members[primary];
-        let Some(why) = reason(view, member) else { continue };
+        let Some(why) = reason(fleet, view, member) else { continue };
         wanted = true;
         if let Some(refusal) = member.up.and_then(|up| downgrade(&view.spec.engine, up.engine)) {
             block(member, refusal, draft);
@@ -68,7 +76,7 @@ pub(super) fn roll(view: &View<'_>, roster: &Roster, draft: &mut Draft) -> bool 
             .replicas
             .iter()
             .copied()
-            .filter(|index| view.in_sync(*index) && !is_outdated(view, *index))
+            .filter(|index| view.in_sync(*index) && !is_outdated(fleet, view, *index))
             .max_by_key(|index| {
                 (view.members[*index].up.map(|up| up.offset), std::cmp::Reverse(*index))
             });

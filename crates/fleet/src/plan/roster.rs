@@ -92,7 +92,7 @@ impl Roster {
             let surge = base == 0
                 && !surge_given
                 && head.shard.is_some()
-                && restart::is_outdated(view, primary);
+                && restart::is_outdated(fleet, view, primary);
             surge_given |= surge;
             head.replicas_wanted += usize::from(leaves || surge);
         }

@@ -30,7 +30,10 @@ pub(super) fn forget(fleet: &Fleet, view: &View<'_>, draft: &mut Draft) {
             Health::Handshake => false,
             Health::Ok | Health::Suspected => row.address.is_none(),
         };
-        let gone = nameless || proven_gone(fleet, view, row);
+        // At an address that is none of the fleet's (any more) nobody can be asked. Its peers' majority
+        // misses it, it serves nobody, and no host has it.
+        let lost = row.health == Health::Failed && all_asked(fleet, view);
+        let gone = nameless || lost || proven_gone(fleet, view, row);
         if noticed && gone {
             draft.step(Action::Forget { id: *id }, "the node with this id is gone for good");
         } else if gone {
@@ -63,21 +66,28 @@ fn at_ours(fleet: &Fleet, row: &MergedRow) -> bool {
 /// node of ours has that address. A row without an address was left by a node whose address another
 /// id has now: it may be on any host.
 fn proven_gone(fleet: &Fleet, view: &View<'_>, row: &MergedRow) -> bool {
-    let asked = |host: &HostId| view.observed.hosts.get(host).is_some_and(|host| host.reachable);
     match row.address {
         Some(address) => {
             let replaced = |view: &NodeView| {
                 view.process != Process::Unknown && (view.address, view.ports.tcp) == address
             };
-            host_of(fleet, address.0).is_some_and(asked)
+            host_of(fleet, address.0).is_some_and(|host| asked(view, host))
                 || view.members.iter().any(|member| replaced(member.view))
         }
-        None => fleet.hosts.keys().all(asked),
+        None => all_asked(fleet, view),
     }
 }
 
+fn asked(view: &View<'_>, host: &HostId) -> bool {
+    view.observed.hosts.get(host).is_some_and(|host| host.reachable)
+}
+
+fn all_asked(fleet: &Fleet, view: &View<'_>) -> bool {
+    fleet.hosts.keys().all(|host| asked(view, host))
+}
+
 /// Remove one node that is too many.
-pub(super) fn surplus(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
+pub(super) fn surplus(fleet: &Fleet, view: &View<'_>, roster: &Roster, draft: &mut Draft) {
     if roster.heads_missing > 0 || !roster.draining.is_empty() {
         return;
     }
@@ -119,10 +129,9 @@ pub(super) fn surplus(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
                 let host = &view.members[index].view.host;
                 view.members.iter().filter(|member| member.view.host == *host).count()
             };
-            let worst =
-                head.replicas.iter().copied().max_by_key(|index| {
-                    (restart::is_outdated(view, *index), crowd(*index), *index)
-                });
+            let worst = head.replicas.iter().copied().max_by_key(|index| {
+                (restart::is_outdated(fleet, view, *index), crowd(*index), *index)
+            });
             if let Some(index) = worst {
                 let node = view.members[index].name.clone();
                 let why = format!("{} replicas a shard are wanted", view.spec.replicas);

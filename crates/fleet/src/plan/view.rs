@@ -66,6 +66,8 @@ pub struct View<'a> {
     pub agree: bool,
     member_by_id: BTreeMap<NodeId, usize>,
     allowed: BTreeSet<&'a HostId>,
+    /// The distinct tables of the main body.
+    tables: Vec<&'a Arc<Table>>,
     /// The distinct tables of the slot-owning primaries that answer, and how many have each.
     voters: Vec<(&'a Table, usize)>,
 }
@@ -108,6 +110,7 @@ impl<'a> View<'a> {
             agree,
             member_by_id,
             allowed: spec.hosts.iter().collect(),
+            tables: main.tables.into_iter().map(|(table, _)| table).collect(),
             voters: Vec::new(),
         };
         view.find_given_up();
@@ -320,6 +323,16 @@ impl<'a> View<'a> {
             .iter()
             .find(|member| !member.joined && member.up.is_none_or(knows_an_owner))
             .map(|member| member.name)
+    }
+
+    /// Somebody looks for it at another address than its own.
+    pub(super) fn is_missed(&self, member: &Member<'_>) -> bool {
+        let here = (member.view.address, member.view.ports.tcp);
+        let elsewhere = |table: &&Arc<Table>| {
+            let row = member.id.and_then(|id| table.rows.get(&id));
+            row.is_some_and(|row| row.ip.is_some_and(|ip| (ip, row.port) != here))
+        };
+        member.view.process == Process::Running && self.tables.iter().any(elsewhere)
     }
 
     /// Our name for an id, else its first digits.

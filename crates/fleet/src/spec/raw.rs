@@ -21,7 +21,9 @@ mapping! {
     FleetSpec {
         /// The machines that nodes may be placed on, by name. In this version every host is this
         /// machine; several hosts at several of its addresses (127.0.1.1, 127.0.2.1, …) let one
-        /// rehearse how a cluster is spread. Default: one host `this-machine` at 127.0.0.1.
+        /// rehearse how a cluster is spread. A host that is taken out is given up: nodes that run there
+        /// hand over and are removed; those that don't are not waited for, and copies of what they
+        /// held are made elsewhere. Default: one host `this-machine` at 127.0.0.1.
         hosts: Entries<HostSpec>,
         /// The clusters, by name: lower-case letters, digits and dashes. A cluster without any keys
         /// (`cache:`) has three shards with one replica each.
@@ -38,7 +40,7 @@ mapping! {
     /// A machine.
     HostSpec {
         /// The IP address that its nodes listen on and announce, such as 127.0.1.1. In this version
-        /// it is an address of this machine.
+        /// it is an address of this machine. Where it changes, the nodes follow one by one.
         address: IpAddr,
         /// Its failure domain, such as a provider or a rack. Default: the host's own name.
         zone: String,

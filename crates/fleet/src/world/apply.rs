@@ -128,6 +128,7 @@ impl World {
             }
             Action::StartNode { node } => {
                 group.start(net, cluster, node, births)?;
+                group.readdress(fleet, node);
                 Ok(START_MS)
             }
             Action::Meet { nodes } => {
@@ -197,6 +198,7 @@ impl World {
                     node.configure(cluster);
                 }
                 group.start(net, cluster, node, births)?;
+                group.readdress(fleet, node);
                 Ok(START_MS)
             }
             Action::StartProxy { proxy } => {

@@ -10,7 +10,7 @@ use super::{
     node::{Directory, Persistence},
 };
 use crate::{
-    model::{Bytes, Cluster, HostId, NodeName, Ports},
+    model::{Bytes, Cluster, Fleet, HostId, NodeName, Ports},
     observed::{Process, Table},
 };
 
@@ -169,6 +169,18 @@ impl Group {
         node.configure(cluster);
         self.boot(net, name, births);
         Ok(())
+    }
+
+    /// A server that starts listens where its host is by the spec.
+    pub(super) fn readdress(&mut self, fleet: &Fleet, name: &NodeName) {
+        let Some(node) = self.nodes.get_mut(&name.number) else { return };
+        let Some(host) = fleet.hosts.get(&node.host) else { return };
+        if node.address != host.address {
+            node.address = host.address;
+            if let Some(row) = Arc::make_mut(&mut node.table).rows.get_mut(&node.id) {
+                row.ip = Some(host.address);
+            }
+        }
     }
 
     /// The process starts with what its directory holds.

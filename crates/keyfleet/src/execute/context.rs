@@ -1,7 +1,11 @@
 //! What steps need to reach the nodes, and the small questions that many of them ask.
 
 use std::{
-    collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf, sync::Arc,
+    collections::BTreeMap,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -102,6 +106,12 @@ impl Context {
         let address = SocketAddr::new(place.address, place.ports.tcp);
         let login = self.login(&node.cluster)?;
         Ok(Member { name: node.clone(), directory, place, address, login })
+    }
+
+    /// Where the node's host is by the spec; where it was, if the spec doesn't name it any more.
+    pub fn host_address(&self, member: &Member) -> IpAddr {
+        let host = self.fleet.hosts.get(&member.place.host);
+        host.map_or(member.place.address, |host| host.address)
     }
 
     /// All nodes of a cluster that have a directory.

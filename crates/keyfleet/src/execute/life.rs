@@ -111,7 +111,7 @@ fn move_aside(context: &Context, node: &NodeName) -> Result<(), StoreError> {
     fs::rename(&directory, &target).map_err(|error| StoreError::new("move", &directory, error))
 }
 
-/// Starts the server of a node that exists, with the program it ran with before.
+/// Starts the server of a node that exists, with the program it ran with before, where its host is now.
 pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), StepError> {
     if let Some(handle) = find(context, node)? {
         // Somebody else started it, or an interrupted run of ours did.
@@ -120,8 +120,8 @@ pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), Step
     let member = context.member(node)?;
     // Another engine comes with a restart.
     let program = Some(member.place.program.clone()).filter(|program| program.server.exists());
-    if program.is_none() {
-        rewrite(context, &member, None)?;
+    if program.is_none() || context.host_address(&member) != member.place.address {
+        rewrite(context, &member, program.clone())?;
     }
     match run(context, node).await {
         // What is written may be why it isn't running, and mended in the spec since.
@@ -133,13 +133,15 @@ pub(super) async fn start(context: &Context, node: &NodeName) -> Result<(), Step
     }
 }
 
-/// Writes the node's files as the spec wants them, for this program or the spec's.
+/// Writes the files of a node that doesn't run as the spec wants them, for this program or the spec's.
 fn rewrite(context: &Context, member: &Member, program: Option<Program>) -> Result<(), StepError> {
     let program = match program {
         Some(program) => program,
         None => Program::from(context.engine(&member.name.cluster)?),
     };
-    settings::write_conf(context, member, program)?;
+    let address = context.host_address(member);
+    let place = Place { address, program, ..member.place.clone() };
+    settings::write_conf(context, member, &place)?;
     let cluster = context.cluster(&member.name.cluster)?;
     let users = users_acl(&context.fleet, cluster, &context.store)?;
     Ok(store::replace(&member.directory.join(USERS_ACL), users.as_bytes())?)
@@ -311,6 +313,7 @@ pub(super) async fn restart(
     stop(context, node).await?;
     rewrite(context, &member, None)?;
     run(context, node).await?;
+    let member = context.member(node)?;
     if view.is_primary() { Ok(()) } else { join::wait_in_sync(context, &member, report).await }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Context, Member, StepError};
 use crate::{
-    node_files::{NODE_CONF, Place, Program, USERS_ACL, acl_digest, node_conf, users_acl},
+    node_files::{NODE_CONF, Place, USERS_ACL, acl_digest, node_conf, users_acl},
     secrets::{OWN_USER, sha256},
     store,
 };
@@ -25,17 +25,16 @@ struct AclRecord {
     loaded: String,
 }
 
-/// Writes the node's `node.conf` as the spec wants it, to be run by this program.
+/// Writes the node's `node.conf` as the spec wants it, for this place.
 pub(super) fn write_conf(
     context: &Context,
     member: &Member,
-    program: Program,
+    place: &Place,
 ) -> Result<(), StepError> {
     let cluster = context.cluster(&member.name.cluster)?;
     let engine = context.engine(&member.name.cluster)?.engine;
     let own = context.store.secret(&cluster.name, OWN_USER)?;
-    let place = Place { program, ..member.place.clone() };
-    let text = node_conf(&place, cluster, &engine, &own)?;
+    let text = node_conf(place, cluster, &engine, &own)?;
     Ok(store::replace(&member.directory.join(NODE_CONF), text.as_bytes())?)
 }
 
@@ -56,7 +55,7 @@ pub(super) async fn set_config(
             error => error,
         })?;
     }
-    write_conf(context, &member, member.place.program.clone())
+    write_conf(context, &member, &member.place)
 }
 
 /// Loads the spec's users. Where the server refuses them, its file is put back.
