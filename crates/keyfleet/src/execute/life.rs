@@ -186,7 +186,8 @@ async fn settle(context: &Context, launched: Launched) -> Result<(), StepError> 
 }
 
 fn exited(member: &Member, printed_before: u64) -> StepError {
-    let mut printed = process::log_tail(&member.directory, printed_before);
+    let printed = process::log_tail(&member.directory, printed_before);
+    let mut printed = process::complaints(&printed);
     if printed.is_empty() {
         "it printed nothing".clone_into(&mut printed);
     }

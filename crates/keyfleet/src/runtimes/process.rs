@@ -355,6 +355,40 @@ pub fn log_tail(directory: &Path, offset: u64) -> String {
     }
 }
 
+/// Of what a server printed before it ended, what tells why: lines that aren't in its log's format,
+/// and those that are and are urgent. All of it where that leaves nothing.
+pub fn complaints(printed: &str) -> String {
+    let lines = printed.lines().filter_map(|line| match logged(line) {
+        Some((true, text)) => {
+            let usual = USUAL.iter().any(|part| text.contains(part));
+            (!usual).then_some(text)
+        }
+        Some((false, _)) => None,
+        // The picture that some begin with is indented.
+        None => (!line.starts_with(' ') && !line.trim().is_empty()).then_some(line),
+    });
+    let lines: Vec<&str> = lines.collect();
+    if lines.is_empty() { printed.to_owned() } else { lines.join("\n") }
+}
+
+/// In lines that are urgent by their mark, and that servers print at every start.
+const USUAL: [&str; 5] =
+    ["oO0OoO0OoO0Oo", " version=", "Configuration loaded", "Server initialized", "WARNING "];
+
+/// A line of a server's log, such as `7787:M 22 Nov 2026 16:24:14.125 # text`: whether it is urgent,
+/// and its text.
+fn logged(line: &str) -> Option<(bool, &str)> {
+    let (process, rest) = line.split_once(' ')?;
+    let (number, role) = process.rsplit_once(':')?;
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b':');
+    if !is_number || !matches!(role, "C" | "M" | "S" | "X") {
+        return None;
+    }
+    // The date is four words.
+    let mut words = rest.splitn(6, ' ').skip(4);
+    Some((words.next()? == "#", words.next().unwrap_or_default()))
+}
+
 /// Is the file system that a directory is on all but full?
 pub fn disk_is_full(directory: &Path) -> bool {
     const LEFT_MIN: u64 = 256 << 10;
@@ -379,6 +413,29 @@ mod tests {
         check("redis-rdb-to-slaves *:1", true);
         check("redis-server 127.0.0.1:7001 [cluster]", false);
         check("", false);
+    }
+
+    #[test]
+    fn why_a_server_ended() {
+        let start = "7:C 22 Nov 2026 16:24:14.189 # WARNING Memory overcommit must be enabled!\n\
+                     7:C 22 Nov 2026 16:24:14.124 # oO0OoO0OoO0Oo Redis is starting oO0OoO0OoO0Oo\n\
+                     7:C 22 Nov 2026 16:24:14.124 # Redis version=7.0.15, bits=64, pid=7\n\
+                     \x20          _.-``__ ''-._\n\n\
+                     7:M 22 Nov 2026 16:24:14.124 * monotonic clock: POSIX clock_gettime\n";
+        let check = |printed: &str, expected: &str| {
+            assert_eq!(complaints(&format!("{start}{printed}")), expected);
+        };
+        check(
+            "7:M 22 Nov 2026 16:24:14.125 # Configured to not listen.",
+            "Configured to not listen.",
+        );
+        check(
+            "*** FATAL CONFIG FILE ERROR (Redis 7.0.15) ***\n>>> 'foo bar'\nBad directive\n",
+            "*** FATAL CONFIG FILE ERROR (Redis 7.0.15) ***\n>>> 'foo bar'\nBad directive",
+        );
+        check("7:8:M 22 Nov 2026 16:24:14.125 # Two words", "Two words");
+        assert_eq!(complaints(start), start);
+        assert_eq!(complaints(""), "");
     }
 
     #[test]
