@@ -96,6 +96,7 @@ impl Scene {
                 address: address(host, hosts),
                 ports: ports(before + number),
                 process: Process::Running,
+                pid: None,
                 disk: Disk { id: Some(id), data_bytes: 4 << 20, append_bytes: 1 << 20 },
                 server: Server::Up(Box::new(Up {
                     id,

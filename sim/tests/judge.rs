@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use fleet::{
     check::{Invariant, check_wave, check_world},
-    model::{ClusterName, DirectiveValue, Fleet, HostId, NodeName, Ports},
+    model::{ClusterName, DirectiveValue, Fleet, HostId, NodeName, Ports, Profile},
     observed::{Observed, Process, Role, Server, Up},
     plan::plan,
     step::{Action, RepairCase, Step, Wave},
@@ -112,6 +112,7 @@ fn single_steps() {
     check(Action::KillNode { node: heir.clone() }, &[I5Proof]);
     check(Action::StopNode { node: heir.clone() }, &[Sense]);
     check(Action::Promote { dead: head.clone(), to: heir.clone() }, &[I5Proof]);
+    check(Action::TakeOver { dead: head.clone(), to: heir.clone() }, &[I5Proof]);
     check(Action::Forget { id: up(&seen, &heir).id }, &[I7Forget]);
     check(Action::Forget { id: NodeId::from_bytes([7; 20]) }, &[I7Forget]);
     let (from, to) = (head.clone(), other.clone());
@@ -173,7 +174,9 @@ fn steps_in_trouble() {
     let world = steady(&fleet);
     let (head, heir, other) = cast(&look(&world));
     let promote = || Action::Promote { dead: head.clone(), to: heir.clone() };
+    let take_over = || Action::TakeOver { dead: head.clone(), to: heir.clone() };
     let start = || Action::StartNode { node: head.clone() };
+    let start_other = || Action::StartNode { node: other.clone() };
     let restart = || Action::RestartNode { node: heir.clone() };
 
     let mut struck = world.clone();
@@ -181,11 +184,43 @@ fn steps_in_trouble() {
     struck.advance(200);
     let seen = look(&struck);
     assert_eq!(verdict(&fleet, &seen, vec![promote()]), []);
+    // Two of three can vote.
+    assert_eq!(verdict(&fleet, &seen, vec![take_over()]), [Invariant::I5Proof]);
     assert_eq!(
         verdict(&fleet, &seen, vec![promote(), start()]),
         [Invariant::I5Proof, Invariant::I6Empty]
     );
     assert_eq!(verdict(&fleet, &seen, vec![start()]), [Invariant::I6Empty], "cache: disk is empty");
+
+    // Nobody can vote, and one of them may be alive: or the data is no cache.
+    let mut alone = struck.clone();
+    alone.strike(&Fault::Kill(other.clone()));
+    alone.advance(200);
+    let mut seen_alone = look(&alone);
+    assert_eq!(verdict(&fleet, &seen_alone, vec![take_over()]), []);
+    assert_eq!(
+        verdict(&fleet, &seen_alone, vec![take_over(), start_other()]),
+        [Invariant::I5Proof, Invariant::I6Empty]
+    );
+    let mut durable = fleet.clone();
+    for spec in durable.clusters.values_mut() {
+        spec.profile = Profile::Durable;
+    }
+    assert_eq!(verdict(&durable, &seen_alone, vec![take_over()]), [Invariant::I5Proof]);
+    seen_alone.nodes.get_mut(&other).unwrap().process = Process::Unknown;
+    assert_eq!(verdict(&fleet, &seen_alone, vec![take_over()]), [Invariant::I5Proof]);
+
+    // A primary that hangs is killed where it has been away for long and another can take its place.
+    let mut hanging = world.clone();
+    hanging.strike(&Fault::Suspend(head.clone()));
+    let kill = || vec![Action::KillNode { node: head.clone() }];
+    hanging.advance(1_900);
+    assert_eq!(verdict(&fleet, &look(&hanging), kill()), [Invariant::Data]);
+    hanging.advance(100);
+    assert_eq!(verdict(&fleet, &look(&hanging), kill()), []);
+    let mut heirless = look(&hanging);
+    heirless.nodes.get_mut(&heir).unwrap().server = Server::Refused;
+    assert_eq!(verdict(&fleet, &heirless, kill()), [Invariant::Data]);
 
     // The boot gate holds while anybody of the shard has data, and no longer.
     let mut empty = seen.clone();
@@ -279,6 +314,17 @@ fn wrong_planners_are_caught() {
         wave
     };
     assert!(is_caught(&eager, |failure| broken(failure, Invariant::I6Empty)));
+    // Doesn't care for votes.
+    let coup = |fleet: &Fleet, seen: &Observed| {
+        let mut wave = plan(fleet, seen);
+        for step in &mut wave.steps {
+            if let Action::Promote { dead, to } = &step.action {
+                step.action = Action::TakeOver { dead: dead.clone(), to: to.clone() };
+            }
+        }
+        wave
+    };
+    assert!(is_caught(&coup, |failure| broken(failure, Invariant::I5Proof)));
     // Says that it is done before it is.
     let lazy = |fleet: &Fleet, seen: &Observed| {
         let mut wave = plan(fleet, seen);

@@ -131,7 +131,7 @@ fn every_single_fault_ends_well() {
     let failures: Vec<String> = results.into_iter().flat_map(|(failures, _)| failures).collect();
     println!("{total} worlds, {beyond_repair} beyond repair, {} failures", failures.len());
     assert!(total > 5_000, "{total}");
-    // Shards without replicas, or one or two shards that keep nothing on disk: no majority is left.
-    assert!(beyond_repair * 30 < total, "{beyond_repair} of {total} are beyond repair");
+    // Shards without replicas that keep nothing on disk.
+    assert!(beyond_repair * 60 < total, "{beyond_repair} of {total} are beyond repair");
     assert!(failures.is_empty(), "{}", failures[..failures.len().min(12)].join("\n"));
 }

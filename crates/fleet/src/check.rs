@@ -127,6 +127,16 @@ impl<'a> Case<'a> {
         self.nodes.iter().find(|(_, view)| view.id() == Some(id)).map(|(name, view)| (*name, *view))
     }
 
+    /// The node with this id, or the one whose lost id it must have been.
+    fn by_id_or_address(&self, id: NodeId) -> Option<&'a NodeView> {
+        if let Some((_, view)) = self.by_id(id) {
+            return Some(view);
+        }
+        let row = self.rows.get(&id)?;
+        let here = |view: &NodeView| Some(view.address) == row.ip && view.ports.tcp == row.port;
+        self.nodes.values().copied().find(|view| here(view))
+    }
+
     /// The slots that the id owns by the most credible word.
     fn owned(&self, id: NodeId) -> SlotSet {
         self.rows
@@ -194,14 +204,7 @@ impl<'a> Case<'a> {
 
     /// The host of the node with this id, by what runs there, else by the address in the tables.
     fn host_of(&self, id: NodeId) -> Option<&'a HostId> {
-        if let Some((_, view)) = self.by_id(id) {
-            return Some(&view.host);
-        }
-        let row = self.rows.get(&id)?;
-        self.nodes
-            .values()
-            .find(|view| Some(view.address) == row.ip && view.ports.tcp == row.port)
-            .map(|view| &view.host)
+        self.by_id_or_address(id).map(|view| &view.host)
     }
 
     /// Nodes of the cluster that answer, have met others, and so have a view that counts.

@@ -41,6 +41,8 @@ pub struct NodeView {
     pub address: IpAddr,
     pub ports: Ports,
     pub process: Process,
+    /// The process's number on its host, where one was seen.
+    pub pid: Option<u32>,
     pub disk: Disk,
     pub server: Server,
     /// Starts in a row that ended before the server answered, as far as this process remembers.

@@ -40,6 +40,9 @@ pub enum Action {
     Handover { from: NodeName, to: NodeName },
     /// The primary is proven dead and held down: have this replica elected now (FAILOVER FORCE).
     Promote { dead: NodeName, to: NodeName },
+    /// The primary is proven dead and held down, and so are so many others that nobody could vote:
+    /// this replica takes its place without votes (FAILOVER TAKEOVER). For caches only (I5).
+    TakeOver { dead: NodeName, to: NodeName },
     /// Move slots with their keys between primaries.
     MoveSlots { from: NodeName, to: NodeName, slots: SlotSet },
     /// Close half-moved slots. `owner` keeps or gets them; keys that others hold move there first.
@@ -112,8 +115,34 @@ impl Action {
             }
             Self::StartNode { .. }
             | Self::Promote { .. }
+            | Self::TakeOver { .. }
             | Self::KillNode { .. }
             | Self::RepairSlots { .. } => Weight::Urgent,
+        }
+    }
+
+    /// It brings what the spec asks for, which can wait; others mend what went wrong. A freeze stops it.
+    pub const fn is_planned(&self) -> bool {
+        match self {
+            Self::AssignSlots { .. }
+            | Self::OpenShards { .. }
+            | Self::Handover { .. }
+            | Self::MoveSlots { .. }
+            | Self::StopNode { .. }
+            | Self::RemoveNode { .. }
+            | Self::SetConfig { .. }
+            | Self::ApplyAcl { .. }
+            | Self::RestartNode { .. } => true,
+            // Nodes that are lost are made again, and join.
+            Self::CreateNode { .. }
+            | Self::Meet { .. }
+            | Self::Replicate { .. }
+            | Self::Forget { .. }
+            | Self::StartNode { .. }
+            | Self::Promote { .. }
+            | Self::TakeOver { .. }
+            | Self::KillNode { .. }
+            | Self::RepairSlots { .. } => false,
         }
     }
 
@@ -128,6 +157,7 @@ impl Action {
             Self::Replicate { .. } => "replicate",
             Self::Handover { .. } => "handover",
             Self::Promote { .. } => "promote",
+            Self::TakeOver { .. } => "take-over",
             Self::MoveSlots { .. } => "move-slots",
             Self::RepairSlots { .. } => "repair-slots",
             Self::Forget { .. } => "forget",
@@ -163,6 +193,9 @@ impl fmt::Display for Action {
             Self::Replicate { node, primary } => write!(f, "make {node} a replica of {primary}"),
             Self::Handover { from, to } => write!(f, "hand over from {from} to {to}"),
             Self::Promote { dead, to } => write!(f, "promote {to} in place of dead {dead}"),
+            Self::TakeOver { dead, to } => {
+                write!(f, "promote {to} in place of dead {dead}, without votes")
+            }
             Self::MoveSlots { from, to, slots } => {
                 write!(f, "move {} slots from {from} to {to}", slots.len())
             }

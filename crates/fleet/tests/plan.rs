@@ -131,6 +131,7 @@ fn world(hosts: usize, seats: &[Seat]) -> Observed {
             address: host_address(*host),
             ports: ports(*number),
             process: Process::Running,
+            pid: Some(100 + number),
             disk: Disk { id: Some(id(*number)), data_bytes: 1000, append_bytes: 0 },
             server: Server::Up(Box::new(up)),
             failed_starts: 0,
@@ -298,15 +299,65 @@ fn an_emptied_primary_stays_down() {
     observed.nodes.get_mut(&node(1)).unwrap().disk = Disk::EMPTY;
     // Two of three primaries gone: nobody can be elected.
     kill(&mut observed, 2);
-    let found = lines(&spec(3, 1, 3), &observed);
-    assert_eq!(
-        found,
-        [
-            "start c-2",
-            "blocked: its disk is empty and would be copied over its replicas' data, and too few \
-             primaries are left to elect one of them",
-        ]
-    );
+    observed.nodes.get_mut(&node(2)).unwrap().disk.append_bytes = 500;
+    let mut fleet = spec(3, 1, 3);
+    let cluster = fleet.clusters.get_mut(&name()).unwrap();
+    cluster.config.insert("appendonly".into(), DirectiveValue::single("yes"));
+    check(&fleet, &observed, &["start c-2", "wait: c-4 stands by to take over from c-1"]);
+    fleet.clusters.get_mut(&name()).unwrap().profile = Profile::Durable;
+    check(&fleet, &observed, &["start c-2", EMPTY]);
+}
+
+const EMPTY: &str = "blocked: its disk is empty and would be copied over its replicas' data, and too \
+                     few primaries are left to elect one of them";
+
+/// A shard of its own has nobody to vote.
+const ONE: [Seat; 2] = [(1, 0, None, "0-16383"), (2, 1, Some(1), "none")];
+
+#[test]
+fn without_voters_a_caches_replica_takes_over() {
+    let mut fleet = spec(1, 1, 2);
+    let mut observed = world(2, &ONE);
+    kill(&mut observed, 1);
+    // A snapshot is as old as the last copy that was made of it.
+    let take_over = ["promote c-2 in place of dead c-1, without votes"];
+    check(&fleet, &observed, &take_over);
+    let cluster = fleet.clusters.get_mut(&name()).unwrap();
+    cluster.config.insert("appendonly".into(), DirectiveValue::single("yes"));
+    observed.nodes.get_mut(&node(1)).unwrap().disk.append_bytes = 500;
+    check(&fleet, &observed, &["start c-1"]);
+    // It doesn't start, or what it had is gone.
+    observed.nodes.get_mut(&node(1)).unwrap().failed_starts = 3;
+    check(&fleet, &observed, &take_over);
+    observed.nodes.get_mut(&node(1)).unwrap().disk = Disk::EMPTY;
+    check(&fleet, &observed, &take_over);
+    // Its process is gone, and yet somebody answers there.
+    let mut answering = observed.clone();
+    answering.nodes.get_mut(&node(1)).unwrap().server = Server::Silent { for_ms: 9_000 };
+    check(&fleet, &answering, &[EMPTY]);
+    fleet.clusters.get_mut(&name()).unwrap().profile = Profile::Durable;
+    check(&fleet, &observed, &[EMPTY]);
+    let hint = plan(&fleet, &observed).blocked.remove(0).hint;
+    let command = "redis-cli -h 127.0.2.1 -p 7002 CLUSTER FAILOVER TAKEOVER";
+    assert!(hint.as_ref().is_some_and(|hint| hint.starts_with(command)), "{hint:?}");
+}
+
+/// The first one's winner makes a majority that votes on the second.
+#[test]
+fn one_takes_over_at_a_time() {
+    let mut observed = world(3, &THREE);
+    for number in [1, 2] {
+        kill(&mut observed, number);
+        observed.nodes.get_mut(&node(number)).unwrap().disk = Disk::EMPTY;
+    }
+    let fleet = spec(3, 1, 3);
+    let second = "wait: c-5 stands by to take over from c-2";
+    check(&fleet, &observed, &["promote c-4 in place of dead c-1, without votes", second]);
+    // Nobody knows what the third one sees, where it can't be asked.
+    let mut cut = observed.clone();
+    cut.nodes.get_mut(&node(2)).unwrap().process = Process::Unknown;
+    cut.nodes.get_mut(&node(2)).unwrap().server = Server::Silent { for_ms: 90_000 };
+    check(&fleet, &cut, &[EMPTY, "wait: c-2 can't be asked; the cluster elects another"]);
 }
 
 #[test]
@@ -321,10 +372,67 @@ fn a_dead_replica_is_started_again() {
 #[test]
 fn hung_is_not_dead() {
     let mut observed = world(3, &THREE);
-    let view = observed.nodes.get_mut(&node(1)).unwrap();
-    view.process = Process::Suspended;
-    view.server = Server::Silent { for_ms: 2_000 };
-    check(&spec(3, 1, 3), &observed, &["wait: c-1 hangs; its replicas elect one of them"]);
+    hang(&mut observed, 1, Process::Running, 70_000);
+    let fleet = spec(3, 1, 3);
+    // It may serve others.
+    let blocked = "blocked: it is hung, and no replica has taken over";
+    check(&fleet, &observed, &[blocked]);
+    let table = Arc::make_mut(&mut up(&mut observed, 2).table);
+    table.rows.get_mut(&id(1)).unwrap().health = Health::Failed;
+    check(&fleet, &observed, &["kill c-1, which hangs"]);
+    hang(&mut observed, 1, Process::Running, 59_000);
+    check(&fleet, &observed, &["wait: c-1 hangs; its replicas elect one of them"]);
+}
+
+fn hang(observed: &mut Observed, number: u32, process: Process, for_ms: u64) {
+    let view = observed.nodes.get_mut(&node(number)).unwrap();
+    view.process = process;
+    view.server = Server::Silent { for_ms };
+}
+
+/// The longer it is away, the sooner it has to copy all again.
+#[test]
+fn a_hung_replica_is_killed_where_its_shard_is_served() {
+    let mut observed = world(3, &THREE);
+    let fleet = spec(3, 1, 3);
+    let mut check_after = |process, for_ms, expected: &str| {
+        hang(&mut observed, 4, process, for_ms);
+        check(&fleet, &observed, &[expected]);
+    };
+    let (kill, wait) = ("kill c-4, which hangs", "wait: c-4 does not answer");
+    check_after(Process::Suspended, NODE_TIMEOUT_MS - 1, wait);
+    check_after(Process::Suspended, NODE_TIMEOUT_MS, kill);
+    check_after(Process::Running, 30_000, wait);
+    check_after(Process::Running, 30_001, kill);
+}
+
+#[test]
+fn a_suspended_primary_is_killed_when_the_engines_would_give_it_up() {
+    let mut fleet = spec(3, 1, 3);
+    let mut observed = world(3, &THREE);
+    let check_after = |fleet: &Fleet, observed: &mut Observed, for_ms, expected| {
+        hang(observed, 1, Process::Suspended, for_ms);
+        check(fleet, observed, &[expected]);
+    };
+    let (kill, wait) =
+        ("kill c-1, which hangs", "wait: c-1 is suspended, and killed where that lasts");
+    check_after(&fleet, &mut observed, NODE_TIMEOUT_MS - 1, wait);
+    check_after(&fleet, &mut observed, NODE_TIMEOUT_MS, kill);
+    // Its file has it back before its peers miss it.
+    let cluster = fleet.clusters.get_mut(&name()).unwrap();
+    cluster.takeover = Takeover::LeastLoss;
+    cluster.config.insert("appendonly".into(), DirectiveValue::single("yes"));
+    observed.nodes.get_mut(&node(1)).unwrap().disk.append_bytes = 500;
+    check_after(&fleet, &mut observed, NODE_TIMEOUT_MS / 2 - 1, wait);
+    check_after(&fleet, &mut observed, NODE_TIMEOUT_MS / 2, kill);
+    // Nobody would take its place.
+    fleet.clusters.get_mut(&name()).unwrap().takeover = Takeover::Promote;
+    up(&mut observed, 4).role = Role::Replica { of: id(1), link: Link::Syncing };
+    let leave = "wait: c-1 hangs; its replicas elect one of them";
+    check_after(&fleet, &mut observed, NODE_TIMEOUT_MS, leave);
+    hang(&mut observed, 1, Process::Suspended, 70_000);
+    let hint = plan(&fleet, &observed).blocked.remove(0).hint;
+    assert_eq!(hint.as_deref(), Some("kill -CONT 101"));
 }
 
 #[test]

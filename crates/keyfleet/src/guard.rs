@@ -170,6 +170,7 @@ fn narrating(store: &Arc<Store>) -> Sink {
             let mends = matches!(
                 step.action,
                 Action::Promote { .. }
+                    | Action::TakeOver { .. }
                     | Action::StartNode { .. }
                     | Action::KillNode { .. }
                     | Action::Handover { .. }
@@ -182,7 +183,10 @@ fn narrating(store: &Arc<Store>) -> Sink {
                 }
             }
             match step.action {
-                Action::Promote { .. } | Action::KillNode { .. } | Action::RepairSlots { .. } => {
+                Action::Promote { .. }
+                | Action::TakeOver { .. }
+                | Action::KillNode { .. }
+                | Action::RepairSlots { .. } => {
                     tracing::warn!(cluster = %step.cluster, "{line}");
                 }
                 _ => tracing::info!(cluster = %step.cluster, "{line}"),

@@ -13,7 +13,7 @@ use std::{
 
 use fleet::{
     model::{ClusterName, NodeName},
-    observed::Observed,
+    observed::{Observed, Process},
     plan::plan,
     step::{Action, Step, Wave},
 };
@@ -32,6 +32,9 @@ use crate::{
 
 /// How often the world is looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How often where a process is suspended: what is done about that depends on for how long.
+const TICK_SUSPENDED: Duration = Duration::from_millis(100);
 
 /// How long a turn waits for what is under way by itself.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -53,6 +56,7 @@ pub struct Reconciler {
     pub only: Option<BTreeSet<ClusterName>>,
     observer: Observer,
     watch: Watch,
+    tick: Duration,
 }
 
 /// What one look at the world gave.
@@ -90,13 +94,15 @@ pub enum Ended {
 impl Reconciler {
     pub fn new(context: Context) -> Self {
         let observer = Observer::new(Arc::clone(&context.store), context.pool.clone());
-        Self { context, only: None, observer, watch: Watch::new() }
+        Self { context, only: None, observer, watch: Watch::new(), tick: TICK }
     }
 
     /// Look at the world and plan.
     pub async fn look(&mut self) -> Result<Turn, StoreError> {
         let observed = self.observer.observe(&self.context.fleet).await?;
         self.watch.follow(&self.context.store.nodes_dir(), self.observer.processes());
+        let suspended = observed.nodes.values().any(|view| view.process == Process::Suspended);
+        self.tick = if suspended { TICK_SUSPENDED } else { TICK };
         let mut wave = plan(&self.context.fleet, &observed);
         if let Some(only) = &self.only {
             wave.steps.retain(|step| only.contains(&step.cluster));
@@ -211,7 +217,7 @@ impl Reconciler {
 
     /// Until a process ends (`true`), or a while has passed.
     pub async fn pause(&mut self) -> bool {
-        time::timeout(TICK, self.watch.deaths.recv()).await.is_ok()
+        time::timeout(self.tick, self.watch.deaths.recv()).await.is_ok()
     }
 }
 

@@ -6,8 +6,8 @@ use protocol::{NodeId, SlotSet};
 
 use super::{Case, Invariant, Violation};
 use crate::{
-    model::{Fleet, HostId, NodeName, Ports},
-    observed::{Health, Link, NodeView, Observed, Process, Role, Server},
+    model::{Fleet, HostId, NodeName, Ports, Profile, Takeover},
+    observed::{Health, Link, NodeView, Observed, Process, Role, Server, Up},
     step::{Action, Step, Wave},
 };
 
@@ -67,7 +67,10 @@ impl Case<'_> {
             let others = steps.iter().filter(|step| {
                 matches!(
                     step.action,
-                    Action::MoveSlots { .. } | Action::Promote { .. } | Action::RepairSlots { .. }
+                    Action::MoveSlots { .. }
+                        | Action::Promote { .. }
+                        | Action::TakeOver { .. }
+                        | Action::RepairSlots { .. }
                 )
             });
             if others.count() > 0 {
@@ -91,6 +94,10 @@ impl Case<'_> {
             Action::Replicate { node, primary } => self.judge_replicate(node, primary),
             Action::Handover { from, to } => self.judge_handover(fleet, from, to),
             Action::Promote { dead, to } => self.judge_promote(dead, to, steps),
+            Action::TakeOver { dead, to } => {
+                self.judge_promote(dead, to, steps);
+                self.judge_take_over(to, steps);
+            }
             Action::MoveSlots { from, to, slots } => self.judge_move(from, to, slots, steps),
             Action::RepairSlots { owner, slots, .. } => self.judge_repair(owner, slots),
             Action::Forget { id } => self.judge_forget(*id),
@@ -365,6 +372,58 @@ impl Case<'_> {
         }
     }
 
+    /// Without votes: nothing is lost by it but what a cache may lose, nobody is left who could vote,
+    /// and nobody who is away can have been elected where we don't see it.
+    fn judge_take_over(&mut self, to: &NodeName, steps: &[&Step]) {
+        if self.spec.profile != Profile::Cache {
+            let what = format!("{to} takes over without votes, and the data is no cache");
+            self.blame(Invariant::I5Proof, what);
+        }
+        let owners = self.owners();
+        let (mut answering, mut unproven) = (0, Vec::new());
+        for id in owners.keys() {
+            match self.by_id_or_address(*id) {
+                Some(view) if view.up().is_some_and(Up::is_primary) => answering += 1,
+                Some(view)
+                    if view.process == Process::Gone
+                        && view.server == Server::Refused
+                        && self
+                            .observed
+                            .hosts
+                            .get(&view.host)
+                            .is_none_or(|host| host.reachable) => {}
+                _ => unproven.push(id.short()),
+            }
+        }
+        if answering * 2 > owners.len() {
+            let what = format!("{to} takes over without votes, and {answering} could vote");
+            self.blame(Invariant::I5Proof, what);
+        }
+        if let Some(id) = unproven.first() {
+            let what = format!("{to} takes over without votes, and {id} isn't proven dead");
+            self.blame(Invariant::I5Proof, what);
+        }
+        let others = steps.iter().filter(|step| {
+            matches!(
+                step.action,
+                Action::TakeOver { .. } | Action::Promote { .. } | Action::StartNode { .. }
+            )
+        });
+        let voters = others.filter(|step| match &step.action {
+            // A follower that starts votes for nobody.
+            Action::StartNode { node } => self
+                .nodes
+                .get(node)
+                .and_then(|view| view.id())
+                .is_some_and(|id| owners.contains_key(&id)),
+            _ => true,
+        });
+        if voters.count() > 1 {
+            let what = format!("{to} takes over without votes, and others may vote soon");
+            self.blame(Invariant::I5Proof, what);
+        }
+    }
+
     fn judge_move(&mut self, from: &NodeName, to: &NodeName, slots: &SlotSet, steps: &[&Step]) {
         let (Some(source), Some(target)) = (self.up(from), self.up(to)) else {
             return self.blame(Invariant::Data, format!("{from} or {to} doesn't answer"));
@@ -460,9 +519,25 @@ impl Case<'_> {
         if !matches!(view.server, Server::Silent { .. }) {
             self.blame(Invariant::I5Proof, format!("{node} is killed though it doesn't hang"));
         }
-        if let Some(id) = view.id()
-            && !self.owned(id).is_empty()
-        {
+        let Some(id) = view.id().filter(|id| !self.owned(*id).is_empty()) else { return };
+        // One that owns slots is killed where it has been away for long, and something takes its place:
+        // a file of its own with all that it acknowledged, or a replica.
+        let timeout_ms = self.spec.node_timeout_ms;
+        let file = self.spec.takeover == Takeover::LeastLoss && view.disk.append_bytes > 0;
+        let away_ms = match view.server {
+            Server::Silent { for_ms } => for_ms,
+            _ => 0,
+        };
+        let long_ms = match (view.process, file) {
+            (Process::Suspended, true) => timeout_ms / 2,
+            (Process::Suspended, false) => timeout_ms,
+            _ => 2 * timeout_ms + 30_000,
+        };
+        let heir = self.replicas_of(id).any(|(_, up)| {
+            !matches!(up.role, Role::Replica { link: Link::Syncing, .. })
+                && (up.keys > 0 || !Self::holds_data(view))
+        });
+        if away_ms < long_ms || !(file || heir) {
             let what = format!("{node} is killed while it owns slots");
             self.blame(Invariant::Data, what);
         }

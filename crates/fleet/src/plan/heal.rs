@@ -1,7 +1,12 @@
 //! Dead and hung nodes. A process that is proven gone is started again or replaced by its best
-//! replica; one that merely doesn't answer is left to the engines' own failure detection until it
-//! has been replaced. The boot gate (I6) is here: a node whose data is gone stays down while any
-//! peer of its shard holds data, until another node is that shard's primary everywhere.
+//! replica. One that is suspended is killed about when the engines would give it up, which is the
+//! proof; one that runs and merely doesn't answer is left to the engines' own failure detection for a
+//! long while. The boot gate (I6) is here: a node whose data is gone stays down while any peer of its
+//! shard holds data, until another node is that shard's primary everywhere.
+//!
+//! Where so many primaries are proven dead that nobody can vote, a cache's replica takes over without
+//! votes, one shard at a time and only if nothing else helps: a primary that has its data is started,
+//! and may vote again. In other profiles that stays a person's decision.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +14,8 @@ use protocol::NodeId;
 
 use super::{Draft, Member, Shard, View};
 use crate::{
-    model::{NodeName, Takeover},
-    observed::{Link, Process, Role, Server, Up},
+    model::{NodeName, Profile, Takeover},
+    observed::{Health, Link, Process, Role, Server, Up},
     step::Action,
 };
 
@@ -21,17 +26,20 @@ const RESTART_BYTES_MAX: u64 = 2 << 30;
 /// Starts in a row that may fail before guard stops trying.
 const FAILED_STARTS_MAX: u32 = 3;
 
-/// A server silent for this long, and already replaced or not needed by anyone, is killed.
+/// A server that runs and is silent for this long, and already replaced or not needed, is killed.
+/// One that is suspended is given up with the node timeout.
 const HANG_MS_MIN: u64 = 30_000;
 
 pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
     let mut heads = BTreeSet::new();
+    let mut orphans = Vec::new();
     for shard in &view.shards {
         heads.extend(shard.primary);
         if view.primary_up(shard).is_none() {
-            absent_primary(view, shard, draft);
+            orphans.extend(absent_primary(view, shard, draft));
         }
     }
+    take_over(orphans, draft);
     let rest = Rest::new(view);
     for (index, member) in view.members.iter().enumerate() {
         if !heads.contains(&index) && !member.given_up {
@@ -64,7 +72,26 @@ impl<'a> Rest<'a> {
     }
 }
 
-fn absent_primary(view: &View<'_>, shard: &Shard, draft: &mut Draft) {
+/// A dead primary that only a takeover without votes can replace.
+struct Orphan<'a> {
+    dead: &'a NodeName,
+    to: &'a NodeName,
+}
+
+/// The last resort: one at a time, for its winner may complete a majority that can vote on the others,
+/// and after everything else that may.
+fn take_over(orphans: Vec<Orphan<'_>>, draft: &mut Draft) {
+    for Orphan { dead, to } in orphans {
+        if draft.has_steps() {
+            draft.wait(format!("{to} stands by to take over from {dead}"));
+        } else {
+            let why = "it died, and too few primaries are left to elect its replica";
+            draft.step(Action::TakeOver { dead: dead.clone(), to: to.clone() }, why);
+        }
+    }
+}
+
+fn absent_primary<'a>(view: &View<'a>, shard: &Shard, draft: &mut Draft) -> Option<Orphan<'a>> {
     let Some(index) = shard.primary else {
         let label = view.label(shard.primary_id);
         if shard.replicas.is_empty() {
@@ -79,14 +106,14 @@ fn absent_primary(view: &View<'_>, shard: &Shard, draft: &mut Draft) {
             draft.block(
                 format!("a primary in place of {label}"),
                 "it is gone, and none of its replicas can be elected",
-                Some("CLUSTER FAILOVER TAKEOVER at the replica that has the most data"),
+                by_hand(view, shard).as_deref(),
             );
         }
-        return;
+        return None;
     };
     let member = &view.members[index];
     match (member.view.process, &member.view.server) {
-        (Process::Gone, _) => dead_primary(view, shard, member, draft),
+        (Process::Gone, _) => return dead_primary(view, shard, member, draft),
         (_, Server::Loading) => draft.wait(format!("{} is loading its data", member.name)),
         (_, Server::Denied { error }) => denied(member, error, draft),
         (Process::Unknown, _) => {
@@ -97,6 +124,7 @@ fn absent_primary(view: &View<'_>, shard: &Shard, draft: &mut Draft) {
         (_, Server::Refused) => draft.wait(format!("{} is starting", member.name)),
         (_, Server::Up(_)) => draft.wait(format!("{} is giving its role away", member.name)),
     }
+    None
 }
 
 fn hung_primary(
@@ -107,64 +135,138 @@ fn hung_primary(
     draft: &mut Draft,
 ) {
     let name = member.name;
-    let patience = 2 * view.spec.node_timeout_ms + HANG_MS_MIN;
-    if shard.replicas.is_empty() || for_ms > patience {
-        let how = if member.view.process == Process::Suspended { "suspended" } else { "hung" };
-        draft.block(
-            format!("{name} answers"),
-            format!("it is {how}, and no replica has taken over"),
-            Some("resume it (kill -CONT), or kill it and keyfleet starts it again"),
-        );
+    let suspended = member.view.process == Process::Suspended;
+    let timeout_ms = view.spec.node_timeout_ms;
+    let patience_ms = 2 * timeout_ms + HANG_MS_MIN;
+    let restarts = restart_loses_least(view, shard, member);
+    // By half the time it is back before its peers miss it. By the whole of it they are about to
+    // replace it, which takes a second longer than doing it here. A process that runs may come to
+    // itself, and may serve others though not us.
+    let due_ms = match (suspended, restarts) {
+        (true, true) => timeout_ms / 2,
+        (true, false) => timeout_ms,
+        (false, _) => patience_ms,
+    };
+    let health = view.merged.get(&shard.primary_id).map(|row| row.health);
+    let missed = suspended || health.is_some_and(|health| health != Health::Ok);
+    let replaceable = restarts || has_heir(view, shard, timeout_ms);
+    let how = if suspended { "suspended" } else { "hung" };
+    if missed && replaceable && for_ms >= due_ms {
+        let then = if restarts { "its file brings back its data" } else { "a replica takes over" };
+        let why =
+            format!("it has been {how} for {} s; once it is surely dead, {then}", for_ms / 1000);
+        draft.step(Action::KillNode { node: name.clone() }, why);
+    } else if shard.replicas.is_empty() || for_ms > patience_ms {
+        let hint = match member.view.pid {
+            Some(pid) if suspended => format!("kill -CONT {pid}"),
+            Some(pid) => format!("kill -KILL {pid}, and it is started again"),
+            None => "resume it (kill -CONT), or kill it and keyfleet starts it again".to_owned(),
+        };
+        let reason = format!("it is {how}, and no replica has taken over");
+        draft.block(format!("{name} answers"), reason, Some(&hint));
+    } else if suspended && replaceable {
+        draft.wait(format!("{name} is suspended, and killed where that lasts"));
     } else {
         draft.wait(format!("{name} hangs; its replicas elect one of them"));
     }
 }
 
-fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut Draft) {
-    let name = member.name;
+/// Could a replica take the place of this hung primary, once it is dead, at once?
+fn has_heir(view: &View<'_>, shard: &Shard, timeout_ms: u64) -> bool {
+    let Some(up) = best_replica(view, shard, true) else { return false };
+    if view.has_quorum() {
+        return not_electable(view, up).is_none();
+    }
+    let hangs = |member: &Member<'_>| {
+        member.view.process == Process::Suspended
+            && matches!(member.view.server, Server::Silent { for_ms } if for_ms >= timeout_ms)
+    };
+    votes_are_gone(view, hangs)
+}
+
+/// So many primaries are gone that nobody can be elected, and each that is away is proven dead, or as
+/// good as that: no side of a cut that we don't see has elected somebody meanwhile (I5).
+fn votes_are_gone(view: &View<'_>, as_good_as_dead: impl Fn(&Member<'_>) -> bool) -> bool {
+    view.spec.profile == Profile::Cache
+        && !view.has_quorum()
+        && view.shards.iter().filter(|shard| view.primary_up(shard).is_none()).all(|shard| {
+            shard.primary.is_some_and(|at| {
+                let member = &view.members[at];
+                let silent = member.view.server == Server::Refused;
+                member.view.proven_dead() && silent || as_good_as_dead(member)
+            })
+        })
+}
+
+/// Its append-only file holds all that it acknowledged, and its replicas may not.
+fn restart_loses_least(view: &View<'_>, shard: &Shard, member: &Member<'_>) -> bool {
     let disk = member.view.disk;
-    let best = best_replica(view, shard, true);
-    let restart_loses_less = view.spec.takeover == Takeover::LeastLoss
+    view.spec.takeover == Takeover::LeastLoss
         && view.spec.appends()
         && disk.append_bytes > 0
         && disk.append_bytes <= RESTART_BYTES_MAX
         && member.view.failed_starts == 0
-        && disk.id == Some(shard.primary_id);
-    if restart_loses_less {
+        && disk.id == Some(shard.primary_id)
+}
+
+fn dead_primary<'a>(
+    view: &View<'a>,
+    shard: &Shard,
+    member: &Member<'a>,
+    draft: &mut Draft,
+) -> Option<Orphan<'a>> {
+    let name = member.name;
+    let disk = member.view.disk;
+    if restart_loses_least(view, shard, member) {
         let why =
             "it died; its append-only file holds all it had acknowledged, its replicas may not";
         draft.step(Action::StartNode { node: name.clone() }, why);
-        return;
+        return None;
     }
+    let best = best_replica(view, shard, true);
     if let Some(up) = best
         && view.has_quorum()
     {
         promote(view, name, up, "it died; this replica is the one furthest along", draft);
-        return;
+        return None;
     }
+    let starts = member.view.failed_starts < FAILED_STARTS_MAX;
+    let orphan = |up: Option<&Up>| {
+        let to = up.and_then(|up| view.member(up.id)).filter(|_| votes_are_gone(view, |_| false));
+        to.map(|to| Orphan { dead: name, to: to.name })
+    };
     let any_copy = best_replica(view, shard, false);
     let peers_hold = peers_hold(view, shard) || peers_hold_on_disk(view, shard);
-    if disk.data_bytes == 0 && peers_hold {
-        match any_copy {
-            Some(up) if view.has_quorum() => promote(
-                view,
-                name,
-                up,
-                "it died and its disk is empty; this replica holds what is left",
-                draft,
-            ),
-            _ => draft.block(
-                format!("{name} runs"),
-                "its disk is empty and would be copied over its replicas' data, and too few \
-                 primaries are left to elect one of them",
-                Some("CLUSTER FAILOVER TAKEOVER at the replica that has the most data"),
-            ),
+    // A snapshot is of some earlier time, be it the first copy that was made: it would be copied over what
+    // the replica has got since.
+    let appended = view.spec.appends() && disk.append_bytes > 0;
+    let outdated = !appended && best.is_some();
+    if (disk.data_bytes == 0 || outdated) && peers_hold {
+        if let Some(up) = any_copy.filter(|_| view.has_quorum()) {
+            let why = "it died and its disk is empty; this replica holds what is left";
+            promote(view, name, up, why, draft);
+            return None;
         }
-        return;
+        let orphan = orphan(any_copy);
+        if orphan.is_none() {
+            draft.block(
+                format!("{name} runs"),
+                format!(
+                    "its disk is {} and would be copied over its replicas' data, and too few \
+                     primaries are left to elect one of them",
+                    if disk.data_bytes == 0 { "empty" } else { "outdated" }
+                ),
+                by_hand(view, shard).as_deref(),
+            );
+        }
+        return orphan;
     }
-    if member.view.failed_starts >= FAILED_STARTS_MAX {
-        does_not_start(member, draft);
-        return;
+    if !starts {
+        let orphan = orphan(best);
+        if orphan.is_none() {
+            does_not_start(member, draft);
+        }
+        return orphan;
     }
     let why = if best.is_some() {
         "it died, and too few primaries are left to elect its replica"
@@ -172,35 +274,42 @@ fn dead_primary(view: &View<'_>, shard: &Shard, member: &Member<'_>, draft: &mut
         "it died, and no replica is in sync"
     };
     draft.step(Action::StartNode { node: name.clone() }, why);
+    None
+}
+
+/// What a person can do where nobody is elected: it needs no votes and may lose the latest writes.
+fn by_hand(view: &View<'_>, shard: &Shard) -> Option<String> {
+    let up = best_replica(view, shard, false)?;
+    let view = view.member(up.id)?.view;
+    Some(format!(
+        "redis-cli -h {} -p {} CLUSTER FAILOVER TAKEOVER, which loses what that replica lacks",
+        view.address, view.ports.tcp
+    ))
 }
 
 fn promote(view: &View<'_>, dead: &NodeName, up: &Up, why: &str, draft: &mut Draft) {
     if let Some(to) = view.member(up.id) {
-        if let Role::Replica { of, .. } = up.role
-            && !view.is_known_as_replica(up.id, of)
-        {
-            draft.wait(format!(
-                "the primaries have not all heard yet that {} is a replica",
-                to.name
-            ));
-            return;
+        match not_electable(view, up) {
+            Some(wait) => draft.wait(wait),
+            None => {
+                draft.step(Action::Promote { dead: dead.clone(), to: to.name.clone() }, why);
+            }
         }
-        // Voters that said yes in vain say no for a while: asking again and again would never find
-        // a majority.
-        let primary = match up.role {
-            Role::Replica { of, .. } => Some(of),
-            Role::Primary => None,
-        };
-        if let Some(rest_ms) = primary.and_then(|id| view.refused_ms(id)) {
-            draft.wait(format!(
-                "{} is put forward again in {} s: its peers voted just now",
-                to.name,
-                rest_ms.div_ceil(1000)
-            ));
-            return;
-        }
-        draft.step(Action::Promote { dead: dead.clone(), to: to.name.clone() }, why);
     }
+}
+
+/// Why the voters would not elect this replica now.
+fn not_electable(view: &View<'_>, up: &Up) -> Option<String> {
+    let Role::Replica { of, .. } = up.role else { return None };
+    let label = view.label(up.id);
+    if !view.is_known_as_replica(up.id, of) {
+        return Some(format!("the primaries have not all heard yet that {label} is a replica"));
+    }
+    // Voters that said yes in vain say no for a while: asking again and again would never find a
+    // majority.
+    let rest_ms = view.refused_ms(of)?;
+    let rest_s = rest_ms.div_ceil(1000);
+    Some(format!("{label} is put forward again in {rest_s} s: its peers voted just now"))
 }
 
 /// The answering replica with the highest offset. `fresh`: only those that were in sync when their
@@ -265,9 +374,10 @@ fn follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut D
     match (member.view.process, &member.view.server) {
         (Process::Gone, _) => stopped_follower(rest, member, draft),
         (_, Server::Denied { error }) => denied(member, error, draft),
-        (Process::Running | Process::Suspended, Server::Silent { for_ms })
-            if *for_ms > HANG_MS_MIN.max(2 * view.spec.node_timeout_ms) =>
-        {
+        (Process::Suspended, Server::Silent { for_ms }) if *for_ms < view.spec.node_timeout_ms => {}
+        (Process::Running, Server::Silent { for_ms })
+            if *for_ms <= HANG_MS_MIN.max(2 * view.spec.node_timeout_ms) => {}
+        (Process::Running | Process::Suspended, Server::Silent { for_ms }) => {
             if shard_is_served(view, member) {
                 let why = format!("it has not answered for {} s, and is not needed", for_ms / 1000);
                 draft.step(Action::KillNode { node: name.clone() }, why);

@@ -153,6 +153,7 @@ impl World {
             }
             Action::Handover { from, to } => group.do_handover(net, from, to),
             Action::Promote { dead, to } => group.do_promote(net, dead, to),
+            Action::TakeOver { dead, to } => group.do_take_over(net, dead, to),
             Action::MoveSlots { from, to, slots } => {
                 group.move_slots(net, from, to, slots)?;
                 Ok(2 * ROUND_MS + slots.len() as u64)
@@ -170,8 +171,12 @@ impl World {
                 Ok(ROUND_MS)
             }
             Action::KillNode { node } => {
-                if !net.host_alive(&group.known(node)?.host) {
+                let known = group.known(node)?;
+                if !net.host_alive(&known.host) {
                     return refuse(format!("{node}'s host can't be asked"));
+                }
+                if net.answers(known) {
+                    return refuse(format!("{node} answers"));
                 }
                 group.kill(net, node.number);
                 Ok(ROUND_MS)
@@ -389,17 +394,7 @@ impl Group {
     }
 
     fn do_promote(&mut self, net: &Net, dead: &NodeName, to: &NodeName) -> Result<u64, Refused> {
-        let old = self.known(dead)?.clone();
-        let target = self.answering(net, to)?.clone();
-        if World::runs(&old) || !net.host_alive(&old.host) {
-            return refuse(format!("{dead} isn't proven dead"));
-        }
-        if target.replica_of().is_none() && !target.slots().is_empty() {
-            return Ok(0);
-        }
-        if target.replica_of() != Some(old.id) {
-            return refuse(format!("{to} is no replica of {dead}"));
-        }
+        let Some((old, target)) = self.may_replace(net, dead, to)? else { return Ok(0) };
         if !self.votes(net, to.number, true) {
             self.history.refusals_ms.push((old.id, net.now_ms));
             return refuse("the majority of primaries didn't vote for it");
@@ -407,6 +402,57 @@ impl Group {
         self.take_over(net, &[to.number]);
         self.history.handovers_ms.push((target.id, net.now_ms));
         Ok(2 * ROUND_MS)
+    }
+
+    fn do_take_over(&mut self, net: &Net, dead: &NodeName, to: &NodeName) -> Result<u64, Refused> {
+        let Some((_, target)) = self.may_replace(net, dead, to)? else { return Ok(0) };
+        let rows = target.table.rows.iter();
+        let owners = rows.filter(|(_, row)| row.replica_of.is_none() && !row.slots.is_empty());
+        let (mut all, mut answering) = (0_usize, 0_usize);
+        for (id, row) in owners {
+            // One whose directory was emptied has lost its name, and stands where it did.
+            let here = |node: &&Node| Some(node.address) == row.ip && node.ports.tcp == row.port;
+            let owner = self.node_by_id(*id).or_else(|| self.nodes.values().find(here));
+            let unproven = |owner: &Node| {
+                !net.host_alive(&owner.host) || World::runs(owner) && !net.answers(owner)
+            };
+            if owner.is_none_or(unproven) {
+                return refuse("a primary is away and not proven dead");
+            }
+            all += 1;
+            answering += usize::from(owner.is_some_and(|owner| net.answers(owner)));
+        }
+        if answering * 2 > all {
+            return refuse("a majority of primaries could vote");
+        }
+        if let Some(heir) = self.nodes.get_mut(&to.number) {
+            heir.current_epoch += 1;
+        }
+        self.take_over(net, &[to.number]);
+        self.history.handovers_ms.push((target.id, net.now_ms));
+        Ok(2 * ROUND_MS)
+    }
+
+    /// Who is replaced by whom, where the one is proven dead and the other its replica; None where it
+    /// is so already.
+    fn may_replace(
+        &mut self,
+        net: &Net,
+        dead: &NodeName,
+        to: &NodeName,
+    ) -> Result<Option<(Node, Node)>, Refused> {
+        let old = self.known(dead)?.clone();
+        let target = self.answering(net, to)?.clone();
+        if World::runs(&old) || !net.host_alive(&old.host) {
+            return refuse(format!("{dead} isn't proven dead"));
+        }
+        if target.replica_of().is_none() && !target.slots().is_empty() {
+            return Ok(None);
+        }
+        if target.replica_of() != Some(old.id) {
+            return refuse(format!("{to} is no replica of {dead}"));
+        }
+        Ok(Some((old, target)))
     }
 
     pub(super) fn forget(&mut self, net: &Net, id: NodeId) -> Result<(), Refused> {

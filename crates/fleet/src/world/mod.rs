@@ -8,8 +8,8 @@
 //! Modelled after the engines' own rules (`cluster.c`, `replication.c` of Redis 7): higher
 //! configuration epochs win slots, a primary that lost its last slot follows the taker, PFAIL and
 //! FAIL by the majority of slot-owning primaries, elections with ranks, votes and the data-age check,
-//! manual failover, full copies that overwrite whatever a replica held, the cluster's own verdict.
-//! Absent: hostnames, the `ASK` window of single keys, `min-replicas-to-write`, `TAKEOVER`.
+//! manual failover and takeover, full copies that overwrite whatever a replica held, the cluster's own
+//! verdict. Absent: hostnames, the `ASK` window of single keys, `min-replicas-to-write`.
 
 mod apply;
 mod election;

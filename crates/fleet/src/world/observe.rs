@@ -311,6 +311,7 @@ impl Node {
             address: self.address,
             ports: self.ports,
             process,
+            pid: None,
             disk,
             server,
             failed_starts: self.failed_starts,

@@ -124,6 +124,7 @@ fn mark(action: &Action, style: Style) -> String {
         | Action::Replicate { .. }
         | Action::Handover { .. }
         | Action::Promote { .. }
+        | Action::TakeOver { .. }
         | Action::MoveSlots { .. }
         | Action::RepairSlots { .. }
         | Action::SetConfig { .. }

@@ -23,6 +23,8 @@ use crate::{
 
 /// How long a server may take until it answers, apart from the time it loads data.
 const START: Duration = Duration::from_secs(20);
+/// How long a server may take to answer that is held for hung.
+const HANG: Duration = Duration::from_secs(1);
 /// How long a server may take to end after it was asked to, where it has nothing to save.
 const STOP: Duration = Duration::from_secs(15);
 /// What a server saves at least in a second, for how long it may take to.
@@ -286,10 +288,20 @@ async fn used_memory(context: &Context, member: &Member) -> Option<u64> {
     Info::from_reply(replies.first()?)?.u64("used_memory")
 }
 
-/// Kills a server and waits until it is gone.
+/// Kills a server that answers nobody and waits until it is gone.
 pub(super) async fn kill(context: &Context, node: &NodeName) -> Result<(), StepError> {
     let Some(handle) = find(context, node)? else { return Ok(()) };
-    end(&handle).await.map_err(|source| StepError::Process { node: node.clone(), source })
+    let failed = |source| StepError::Process { node: node.clone(), source };
+    if !process::is_suspended(handle.pid) {
+        let member = context.member(node)?;
+        let mut ping = Commands::new();
+        ping.push(["PING"]);
+        let answer = context.pool.ask(member.address, Some(&member.login), HANG, &ping).await;
+        if !matches!(answer, Err(ClientError::Silent { .. } | ClientError::Broken { .. })) {
+            return Err(StepError::Stale(format!("{node} answers again")));
+        }
+    }
+    end(&handle).await.map_err(failed)
 }
 
 async fn end(handle: &Handle) -> std::io::Result<()> {

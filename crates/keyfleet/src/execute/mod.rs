@@ -136,6 +136,7 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::Forget { id } => join::forget(context, cluster, *id).await,
         Action::Handover { from, to } => roles::hand_over(context, from, to, report).await,
         Action::Promote { dead, to } => roles::promote(context, dead, to).await,
+        Action::TakeOver { dead, to } => roles::take_over(context, dead, to).await,
         Action::SetConfig { node, directives } => {
             settings::set_config(context, node, directives).await
         }

@@ -11,6 +11,7 @@ use super::{
     join::{self, NUDGE, Tick},
     life,
 };
+use crate::admin_client::{ClientError, Commands, DEADLINE};
 
 /// How long the servers try a manual failover before they give it up.
 const ATTEMPT: Duration = Duration::from_millis(5_500);
@@ -147,6 +148,10 @@ async fn wait_electable(
             .collect();
         if let Some((_, own)) = seen.iter().find(|(member, _)| member.name == candidate.name) {
             let id = own.id();
+            if own.is_primary() {
+                // The cluster's own election was quicker.
+                return Ok(());
+            }
             let entitled = own.nodes.rows.iter();
             let entitled =
                 entitled.filter(|row| row.flags.primary && !row.slots.is_empty()).count();
@@ -292,18 +297,15 @@ pub(super) async fn promote(
     let member = context.member(to)?;
     let view = context.view(&member).await?;
     if !view.is_primary() {
-        if !life::is_gone(context, dead)? {
-            return Err(StepError::Stale(format!("{dead} is not proven dead")));
-        }
-        let of = view.primary();
-        let dead_id = crate::observe::disk(&context.store.node_dir(dead)).id;
-        if dead_id.is_some() && of != dead_id {
-            return Err(StepError::Stale(format!("{to} is no replica of {dead}")));
-        }
+        let of = replaces(context, dead, to, &view)?;
         if let Some(of) = of {
             wait_electable(context, &member, of).await?;
         }
-        context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await?;
+        let forced = context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await;
+        // The cluster was quicker: what is no replica any more refuses.
+        if forced.is_err() && !context.view(&member).await?.is_primary() {
+            forced?;
+        }
         if !wait_primary(context, &member, ATTEMPT).await? {
             // The voters that said yes won't do so again for a while: the planner keeps a distance.
             if let Some(of) = of {
@@ -317,6 +319,82 @@ pub(super) async fn promote(
         return Err(StepError::Stale(format!("{to} is a primary with no slots")));
     }
     all_follow(context, &member, view.id()).await
+}
+
+/// CLUSTER FAILOVER TAKEOVER on a replica whose primary is proven dead: nobody votes, and so nobody
+/// may be left who could, nor anybody who may be alive without our seeing it.
+pub(super) async fn take_over(
+    context: &Context,
+    dead: &NodeName,
+    to: &NodeName,
+) -> Result<(), StepError> {
+    let member = context.member(to)?;
+    let view = context.view(&member).await?;
+    if !view.is_primary() {
+        replaces(context, dead, to, &view)?;
+        nobody_votes(context, &member, &view).await?;
+        context.call(&member, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await?;
+        if !wait_primary(context, &member, ATTEMPT).await? {
+            let what = format!("{to} takes over from {dead}");
+            return Err(StepError::Late { what, waited: ATTEMPT });
+        }
+        record(context, &member, view.id())?;
+    } else if !view.owns_slots() {
+        return Err(StepError::Stale(format!("{to} is a primary with no slots")));
+    }
+    all_follow(context, &member, view.id()).await
+}
+
+/// The id of the dead primary that the candidate copied. An error where it isn't proven dead at this
+/// moment, or where the candidate copied another.
+fn replaces(
+    context: &Context,
+    dead: &NodeName,
+    to: &NodeName,
+    candidate: &View,
+) -> Result<Option<NodeId>, StepError> {
+    if !life::is_gone(context, dead)? {
+        return Err(StepError::Stale(format!("{dead} is not proven dead")));
+    }
+    let of = candidate.primary();
+    let dead_id = crate::observe::disk(&context.store.node_dir(dead)).id;
+    if dead_id.is_some() && of != dead_id {
+        return Err(StepError::Stale(format!("{to} is no replica of {dead}")));
+    }
+    Ok(of)
+}
+
+/// Of the primaries that the candidate knows, no majority answers, and each that doesn't is proven
+/// dead twice: no process of it runs, and nobody listens at its port.
+async fn nobody_votes(context: &Context, candidate: &Member, view: &View) -> Result<(), StepError> {
+    let members = context.members(&candidate.name.cluster)?;
+    let rows = view.nodes.rows.iter();
+    let owners: Vec<_> = rows.filter(|row| row.flags.primary && !row.slots.is_empty()).collect();
+    let mut answering = 0;
+    for row in &owners {
+        let here = |member: &&Member| {
+            member.address.port() == row.port && member.address.ip().to_string() == row.ip
+        };
+        let stale = |text: String| Err(StepError::Stale(text));
+        let Some(member) = members.iter().find(here) else {
+            return stale(format!("{} is none of the fleet's nodes", row.id.short()));
+        };
+        let mut ping = Commands::new();
+        ping.push(["PING"]);
+        let login = Some(&member.login);
+        match context.pool.ask(member.address, login, DEADLINE, &ping).await {
+            Ok(_) => answering += 1,
+            Err(ClientError::Refused { .. }) if life::is_gone(context, &member.name)? => {}
+            Err(_) => return stale(format!("{} is not proven dead", member.name)),
+        }
+    }
+    if answering * 2 > owners.len() {
+        return Err(StepError::Stale(format!(
+            "{answering} of {} primaries answer and can vote",
+            owners.len()
+        )));
+    }
+    Ok(())
 }
 
 fn record(context: &Context, member: &Member, id: NodeId) -> Result<(), StepError> {

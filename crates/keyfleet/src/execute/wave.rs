@@ -72,7 +72,7 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
             (Part::Disruption(cluster()), alone),
             (Part::Election(cluster()), alone),
         ],
-        Action::Promote { dead, to } => {
+        Action::Promote { dead, to } | Action::TakeOver { dead, to } => {
             vec![member, node(dead), node(to), (Part::Election(cluster()), alone)]
         }
         Action::MoveSlots { from, to, .. } => {

@@ -70,7 +70,7 @@ pub fn scan(nodes_dir: &Path) -> io::Result<BTreeMap<NodeName, Found>> {
     let mut found = BTreeMap::new();
     for (pid, (node, stat)) in &candidates {
         if !candidates.contains_key(&stat.parent) {
-            let (pid, suspended) = (*pid, matches!(stat.state, b'T' | b't'));
+            let (pid, suspended) = (*pid, stat.is_suspended());
             found.insert(node.clone(), Found { pid, suspended, listens: listens(pid) });
         }
     }
@@ -127,7 +127,16 @@ struct Stat {
     parent: i32,
 }
 
+/// Is the process stopped by a signal or a debugger? One that is gone isn't.
+pub fn is_suspended(pid: i32) -> bool {
+    Stat::read(pid).is_some_and(|stat| stat.is_suspended())
+}
+
 impl Stat {
+    const fn is_suspended(&self) -> bool {
+        matches!(self.state, b'T' | b't')
+    }
+
     /// None where the process is gone or was only not waited for yet.
     fn read(pid: i32) -> Option<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
