@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     model::{Cluster, ClusterName, Fleet, NodeName, Spread, quorum_safe_max},
-    observed::{NodeView, Observed, Server},
+    observed::{NodeView, Observed, Process, Server},
     overview::{Overview, Shard, State},
 };
 
@@ -126,6 +126,13 @@ impl Found<'_> {
         self.wanted.map(|_| "keyfleet up")
     }
 
+    /// What mends this node: one that is suspended goes on where it was, and nothing else can do that.
+    fn mend(&self, name: &NodeName) -> Option<String> {
+        let view = self.observed.nodes.get(name);
+        let pid = view.filter(|view| view.process == Process::Suspended).and_then(|view| view.pid);
+        pid.map(|pid| format!("kill -CONT {pid}")).or_else(|| self.up().map(str::to_owned))
+    }
+
     /// Is there a cluster to look at closer?
     fn existence(&mut self, cluster: &ClusterName) -> bool {
         let stopped = self.wanted.is_some_and(|wanted| wanted.stopped);
@@ -240,31 +247,37 @@ impl Found<'_> {
                 )
             };
             let verdict = primary.map_or("is none of the nodes that can be seen", verdict);
-            self.add(Level::Down, format!("{primary_name}, a primary, {verdict}"), why, up);
+            let command =
+                shard.primary.as_ref().map_or(up.map(str::to_owned), |name| self.mend(name));
+            let what = format!("{primary_name}, a primary, {verdict}");
+            self.add(Level::Down, what, why, command.as_deref());
         }
         let wanted = self.wanted.map(|cluster| cluster.replicas as usize);
         let whole = states.iter().filter(|(_, state)| *state == State::InSync).count();
-        let bad: Vec<String> = states
+        let bad: Vec<(String, Option<String>)> = states
             .iter()
             .filter(|(_, state)| *state != State::InSync)
-            .map(|(name, state)| says(name, *state))
+            .map(|(name, state)| (says(name, *state), self.mend(name)))
             .collect();
         // Where no spec says how many replicas there should be, other shards' replicas tell.
         let shards = &self.overview.shards;
         let meant = wanted
             .unwrap_or_else(|| shards.iter().map(|shard| shard.replicas.len()).max().unwrap_or(0));
         if primary == Some(State::Primary) && whole == 0 && meant > 0 {
-            let why = if bad.is_empty() { "it has no replica".to_owned() } else { bad.join(", ") };
+            let (texts, commands): (Vec<String>, Vec<_>) = bad.into_iter().unzip();
+            let why =
+                if texts.is_empty() { "it has no replica".to_owned() } else { texts.join(", ") };
+            let command = commands.into_iter().next().unwrap_or(up.map(str::to_owned));
             self.add(
                 Level::Risk,
                 format!("{primary_name} is the only copy of slots {slots}"),
                 format!("{why}; should {primary_name} die too, their keys are gone"),
-                up,
+                command.as_deref(),
             );
         } else if primary == Some(State::Primary) {
-            for text in bad {
+            for (text, command) in bad {
                 let why = format!("slots {slots} have one copy less than they should");
-                self.add(Level::Risk, text, why, up);
+                self.add(Level::Risk, text, why, command.as_deref());
             }
             if let Some(wanted) = wanted.filter(|wanted| states.len() < *wanted) {
                 let what = format!("{primary_name} has {} of {wanted} replicas", states.len());
@@ -275,7 +288,6 @@ impl Found<'_> {
     }
 
     fn loose(&mut self) {
-        let up = self.up();
         for name in &self.overview.loose {
             let Some(view) = self.observed.nodes.get(name) else { continue };
             let state = State::of(view);
@@ -295,7 +307,8 @@ impl Found<'_> {
                 State::Primary => format!("{name} is in no shard"),
                 other => format!("{name} {}", verdict(other)),
             };
-            self.add(level, what, why, up);
+            let command = self.mend(name);
+            self.add(level, what, why, command.as_deref());
         }
     }
 

@@ -5,6 +5,7 @@ use fleet::{
     observed::{Link, Role},
     overview::Overview,
     risk::{Level, hosts_that_may_die, nodes_that_may_die, risks},
+    spec::{self, Machine},
 };
 use protocol::SlotSet;
 use sim::scene::{Scene, id, name};
@@ -102,6 +103,22 @@ fn what_is_at_risk() {
     full.up(3).memory.used = 500 << 20;
     full.up(3).memory.rss = 510 << 20;
     check(full, &[(Level::Risk, "cache-3 has used 97 % of its memory")]);
+}
+
+/// Who is suspended goes on where it was; whatever else is wrong with nodes, `up` mends.
+#[test]
+fn what_mends_a_node() {
+    let fleet = spec::parse("clusters: {cache: {}}", "fleet.yaml", &Machine::default());
+    let fleet = fleet.expect("a good spec").fleet;
+    let check = |mut scene: Scene, number: u32, expected: &str| {
+        scene.node(number).pid = Some(4_711);
+        let risks = risks(Some(&fleet), &scene.observed, &cache());
+        assert_eq!(risks[0].command.as_deref(), Some(expected), "{risks:?}");
+    };
+    check(Scene::healthy(3, 1, 1).suspended(2, 9_000), 2, "kill -CONT 4711");
+    check(Scene::healthy(3, 1, 1).suspended(4, 9_000), 4, "kill -CONT 4711");
+    check(Scene::healthy(3, 1, 1).dead(2), 2, "keyfleet up");
+    check(Scene::healthy(3, 1, 1).dead(4), 4, "keyfleet up");
 }
 
 #[test]
