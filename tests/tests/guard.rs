@@ -508,18 +508,40 @@ async fn a_second_guard_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_freeze_stops_planned_changes() {
-    let fleet = start(&Spec::default()).await;
+    let config = vec![("slowlog-log-slower-than", "10000")];
+    let fleet = start(&Spec { config, ..Spec::default() }).await;
     fleet.run(&["freeze", "main", "--for", "1h"]).await.expect_code(0);
     fleet.edit(&Spec { config: vec![("slowlog-log-slower-than", "4242")], ..Spec::default() });
     let ended = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
-    assert!(ended.stderr.contains("keyfleet freeze main --lift"), "{ended:?}");
+    let lift = "keyfleet freeze main --lift";
+    assert!(ended.stderr.contains(lift), "{ended:?}");
+    let (primary, replica) = pair(&fleet).await;
+    let ended = fleet.run(&["handover", &primary.to_string()]).await.expect_code(1);
+    assert!(ended.stderr.contains("main is frozen") && ended.stderr.contains(lift), "{ended:?}");
+    assert!(is_primary(&fleet.observe().await.expect("it can be looked at"), &primary));
     let value = async || {
         let name = "slowlog-log-slower-than";
         let reply = fleet.call(&node(1), &["CONFIG", "GET", name]).await.expect("it answers");
         reply.as_array().and_then(|pair| pair[1].as_str()).map(str::to_owned)
     };
     assert_eq!(value().await.as_deref(), Some("10000"));
+    // What dies is healed, what is changed by hand is left, and in the end not even what dies.
+    let guard = fleet.guard().await;
+    fleet
+        .call(&node(1), &["CONFIG", "SET", "slowlog-log-slower-than", "7"])
+        .await
+        .expect("it does");
+    fleet.kill9(&replica).await;
+    let back = |seen: &Observed| is_synced_replica(seen, &replica);
+    fleet.wait_for("the replica is back", TIME_MAX, back).await;
+    guard.wait_for_output("frozen, so not done: set slowlog-log-slower-than", TIME_MAX).await;
+    assert_eq!(value().await.as_deref(), Some("7"));
+    fleet.run(&["freeze", "main", "--healing-too"]).await.expect_code(0);
+    fleet.kill9(&replica).await;
+    guard.wait_for_output(&format!("frozen, so not done: start {replica}"), TIME_MAX).await;
+    assert_eq!(fleet.pid(&replica), None);
     fleet.run(&["freeze", "main", "--lift"]).await.expect_code(0);
+    fleet.wait_for("the replica is back", TIME_MAX, back).await;
     fleet.up().await;
     assert_eq!(value().await.as_deref(), Some("4242"));
     fleet.expect_settled(3, 1).await;

@@ -132,6 +132,7 @@ impl Action {
             | Self::RemoveNode { .. }
             | Self::SetConfig { .. }
             | Self::ApplyAcl { .. }
+            | Self::StopProxy { .. }
             | Self::RestartNode { .. } => true,
             // Nodes that are lost are made again, and join.
             Self::CreateNode { .. }
@@ -139,6 +140,7 @@ impl Action {
             | Self::Replicate { .. }
             | Self::Forget { .. }
             | Self::StartNode { .. }
+            | Self::StartProxy { .. }
             | Self::Promote { .. }
             | Self::TakeOver { .. }
             | Self::KillNode { .. }

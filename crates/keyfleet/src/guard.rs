@@ -3,10 +3,10 @@
 //!
 //! One guard acts, holding the lease; others stand by. A command that changes the fleet gets the lease
 //! from it between steps, and the guard reads the applied spec anew when it has it back. A frozen
-//! cluster is looked at and left alone.
+//! cluster is healed and otherwise left as it is.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc,
@@ -17,7 +17,7 @@ use std::{
 
 use fleet::{
     model::{ClusterName, GuardMode},
-    step::{Action, Wave},
+    step::{Action, Step, Wave},
 };
 use tokio::time::{self, Instant};
 
@@ -27,7 +27,7 @@ use crate::{
     observe::now_ms,
     reconcile::{Reconciler, Turn},
     session::{Session, SessionError},
-    store::{Deed, Store, StoreError},
+    store::{Deed, Freeze, Store, StoreError},
 };
 
 /// How often one that stands by tries for the lease.
@@ -110,10 +110,9 @@ async fn act(
             }
         };
         let frozen = frozen(session)?;
-        let may = |cluster: &ClusterName| mode == GuardMode::Enforce && !frozen.contains(cluster);
         narrator.tell(&turn, &frozen, mode);
         let mut wave = turn.wave;
-        wave.steps.retain(|step| may(&step.cluster));
+        wave.steps.retain(|step| mode == GuardMode::Enforce && !is_frozen(&frozen, step));
         if wave.steps.is_empty() {
             reconciler.pause().await;
             continue;
@@ -142,14 +141,16 @@ async fn rest(reconciler: &mut Reconciler, pause: Duration, released: &(dyn Fn()
     }
 }
 
-fn frozen(session: &Session) -> Result<BTreeSet<ClusterName>, StoreError> {
-    let mut frozen = BTreeSet::new();
+fn frozen(session: &Session) -> Result<BTreeMap<ClusterName, Freeze>, StoreError> {
+    let mut frozen = BTreeMap::new();
     for cluster in session.fleet.clusters.keys() {
-        if session.store.freeze(cluster)?.is_some_and(|freeze| freeze.until_ms > now_ms()) {
-            frozen.insert(cluster.clone());
-        }
+        frozen.extend(session.store.freeze(cluster)?.map(|freeze| (cluster.clone(), freeze)));
     }
     Ok(frozen)
+}
+
+fn is_frozen(frozen: &BTreeMap<ClusterName, Freeze>, step: &Step) -> bool {
+    frozen.get(&step.cluster).is_some_and(|freeze| freeze.stops(&step.action, now_ms()))
 }
 
 fn names<'a>(clusters: impl Iterator<Item = &'a ClusterName>) -> String {
@@ -206,7 +207,7 @@ struct Narrator {
 }
 
 impl Narrator {
-    fn tell(&mut self, turn: &Turn, frozen: &BTreeSet<ClusterName>, mode: GuardMode) {
+    fn tell(&mut self, turn: &Turn, frozen: &BTreeMap<ClusterName, Freeze>, mode: GuardMode) {
         let mut now = BTreeSet::new();
         let mut say = |text: String, urgent: bool| {
             if !self.said.contains(&text) {
@@ -220,7 +221,7 @@ impl Narrator {
         };
         let Wave { steps, blocked, waiting } = &turn.wave;
         for step in steps {
-            if frozen.contains(&step.cluster) {
+            if is_frozen(frozen, step) {
                 say(format!("frozen, so not done: {} ({})", step.action, step.why), true);
             } else if mode != GuardMode::Enforce {
                 say(format!("only observing, so not done: {} ({})", step.action, step.why), true);

@@ -24,7 +24,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use fleet::model::{ClusterName, NodeName, ProxyName};
+use fleet::{
+    model::{ClusterName, NodeName, ProxyName},
+    step::Action,
+};
 use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +72,16 @@ pub struct Freeze {
     /// Milliseconds since the Unix epoch.
     pub until_ms: u64,
     pub why: String,
+    /// Guard heals nothing either.
+    #[serde(default)]
+    pub healing_too: bool,
+}
+
+impl Freeze {
+    /// Does it stop this step at this time (milliseconds since the Unix epoch)?
+    pub const fn stops(&self, action: &Action, now_ms: u64) -> bool {
+        self.until_ms > now_ms && (self.healing_too || action.is_planned())
+    }
 }
 
 /// Something that guard did, for people.

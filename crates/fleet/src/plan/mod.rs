@@ -41,9 +41,8 @@ pub fn plan(fleet: &Fleet, observed: &Observed) -> Wave {
     for cluster in fleet.clusters.values() {
         let view = View::new(cluster, observed);
         let mut draft = Draft::new(cluster);
-        plan_cluster(fleet, &view, &mut ports, &mut draft);
-        proxies::keep(fleet, observed, &view, &mut draft);
         plan_cluster(fleet, &view, &mut room, &mut draft);
+        proxies::keep(fleet, observed, &view, &mut draft);
         wave.steps.append(&mut draft.steps);
         wave.blocked.append(&mut draft.blocked);
         wave.waiting.append(&mut draft.waiting);

@@ -1,4 +1,5 @@
-//! `keyfleet freeze`: let nothing be changed for a while.
+//! `keyfleet freeze`: let nothing be changed for a while. What dies is healed all the same, unless
+//! that is frozen too.
 
 use fleet::model::ClusterName;
 
@@ -20,8 +21,11 @@ pub struct Args {
     /// Why, for those who wonder later
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     why: String,
+    /// Heal nothing either: leave even what dies as it is
+    #[arg(long)]
+    healing_too: bool,
     /// End it now
-    #[arg(long, conflicts_with_all = ["time", "why"])]
+    #[arg(long, conflicts_with_all = ["time", "why", "healing_too"])]
     lift: bool,
 }
 
@@ -34,10 +38,12 @@ pub fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
             session.store.set_freeze(&name, None)?;
             context.printer.note(&format!("{name} may be changed again."));
         } else {
-            let freeze = Freeze { until_ms, why: args.why.clone() };
+            let why = args.why.clone();
+            let freeze = Freeze { until_ms, why, healing_too: args.healing_too };
             session.store.set_freeze(&name, Some(&freeze))?;
+            let healing = if args.healing_too { "and no healing" } else { "healing goes on" };
             context.printer.note(&format!(
-                "{name}: no planned change for {}. End it with: {}",
+                "{name}: no planned change for {}, {healing}. End it with: {}",
                 span(args.time),
                 context.command(&format!("freeze {name} --lift"))
             ));

@@ -12,7 +12,7 @@ use fleet::{
 
 use super::{
     context::{Context, unknown},
-    lease,
+    freeze, lease,
     progress::Progress,
     signals, up,
 };
@@ -43,6 +43,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         (Some(node), None) => vec![primary(&first, node)?],
         (None, None) => Vec::new(),
     };
+    let touched: BTreeSet<_> = todo.iter().map(|node| node.cluster.clone()).collect();
+    let touched: Vec<_> = touched.into_iter().collect();
+    freeze::refuse(context, &session.store, &touched)?;
     let progress = Progress::new(context.printer);
     let work = async {
         for from in &todo {

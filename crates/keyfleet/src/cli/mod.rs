@@ -77,7 +77,7 @@ enum Command {
     Logs(logs::Args),
     /// Move the primary's role to a replica, losing nothing
     Handover(handover::Args),
-    /// Let nothing be changed for a while
+    /// Let nothing be changed for a while; what dies is healed
     Freeze(freeze::Args),
     /// Let plain clients use a cluster: serve them at one address
     Proxy(proxy::Args),

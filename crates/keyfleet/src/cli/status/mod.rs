@@ -17,7 +17,7 @@ use crate::{
     lease::Lease,
     observe::{Observer, now_ms},
     session::Session,
-    store::Deed,
+    store::{Deed, Freeze},
 };
 
 /// For how long guard's deeds are shown: an hour.
@@ -32,8 +32,10 @@ pub struct GuardView {
     pub acting: Option<String>,
     /// Since when, in milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
-    /// Until when nothing may be changed, in milliseconds since the Unix epoch.
+    /// Until when nothing may be changed by plan, in milliseconds since the Unix epoch.
     pub frozen_until_ms: Option<u64>,
+    /// Until when nothing is healed either, in milliseconds since the Unix epoch.
+    pub healing_frozen_until_ms: Option<u64>,
     /// What it mended in the last hour, and why so, oldest first.
     pub lately: Vec<Deed>,
 }
@@ -130,13 +132,16 @@ fn present(
 pub fn guard(session: &Session) -> Result<GuardView, Failure> {
     let mut frozen = Vec::new();
     for name in session.fleet.clusters.keys() {
-        frozen.extend(session.store.freeze(name)?.map(|freeze| freeze.until_ms));
+        frozen.extend(session.store.freeze(name)?);
     }
+    let until =
+        |freezes: &mut dyn Iterator<Item = &Freeze>| freezes.map(|freeze| freeze.until_ms).max();
     let holder = Lease::holder(&session.store)?;
     Ok(GuardView {
         acting: holder.as_ref().map(|holder| format!("{} (pid {})", holder.command, holder.pid)),
         since_ms: holder.map(|holder| holder.since_ms),
-        frozen_until_ms: frozen.into_iter().max(),
+        frozen_until_ms: until(&mut frozen.iter()),
+        healing_frozen_until_ms: until(&mut frozen.iter().filter(|freeze| freeze.healing_too)),
         lately: session
             .store
             .deeds()?

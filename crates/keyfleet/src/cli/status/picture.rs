@@ -436,9 +436,14 @@ fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
     let frozen = guard.frozen_until_ms.filter(|until| *until > now_ms);
     let text = match (frozen, &guard.acting) {
         (Some(until), _) => format!(
-            "{} {}: nothing is changed; end it with: keyfleet freeze --lift",
+            "{} {}: {}; end it with: keyfleet freeze --lift",
             style.yellow("❄"),
-            style.yellow(&format!("frozen for another {}", span(until - now_ms)))
+            style.yellow(&format!("frozen for another {}", span(until - now_ms))),
+            match (guard.healing_frozen_until_ms.filter(|until| *until > now_ms), &guard.acting) {
+                (Some(_), _) => "nothing is changed, and nothing heals",
+                (None, Some(_)) => "no planned change, healing goes on",
+                (None, None) => "no planned change, and no guard that heals",
+            }
         ),
         (None, Some(holder)) => {
             let since = guard.since_ms.map_or_else(String::new, |since| {

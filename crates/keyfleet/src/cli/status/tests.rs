@@ -64,7 +64,16 @@ fn guards() {
     check(guarded(), "guard  ● guard (pid 4711), at work for 2 h");
     check(
         GuardView { frozen_until_ms: Some(1_800_000_000_000 + 3_600_000), ..guarded() },
-        "guard  ❄ frozen for another 60 min: nothing is changed; end it with: keyfleet freeze --lift",
+        "guard  ❄ frozen for another 60 min: no planned change, healing goes on; end it with: keyfleet freeze --lift",
+    );
+    let until_ms = Some(1_800_000_000_000 + 3_600_000);
+    check(
+        GuardView {
+            frozen_until_ms: until_ms,
+            healing_frozen_until_ms: until_ms,
+            ..GuardView::default()
+        },
+        "guard  ❄ frozen for another 60 min: nothing is changed, and nothing heals; end it with: keyfleet freeze --lift",
     );
     check(
         GuardView::default(),
