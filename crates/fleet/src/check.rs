@@ -4,6 +4,7 @@
 //! [`check_wave`] says which steps must not be done in the world as observed; [`check_world`] says
 //! what is not as the spec wants it or as the invariants demand.
 
+mod faults;
 mod wave;
 mod world;
 
