@@ -8,7 +8,7 @@ use protocol::{
     Engine, EngineKind, Version,
     rdb::{
         Brand, Carried, Commands, Encoding, Event, Items, Limits, Lost, Part, Reader, Value, aof,
-        dump, lzf, transcode,
+        dump, elements, lzf, transcode,
     },
 };
 
@@ -67,6 +67,14 @@ fn read(input: &[u8], piece: usize, limits: Limits) -> Vec<String> {
 
 fn value(encoding: Encoding, raw: &[u8]) {
     let decoded = Value::decode(encoding, raw);
+    let count = elements(encoding, raw);
+    match &decoded {
+        Ok(Value::List(list)) => assert_eq!(count, Ok(list.len() as u64)),
+        Ok(Value::Set(set)) => assert_eq!(count, Ok(set.len() as u64)),
+        Ok(Value::SortedSet(set)) => assert_eq!(count, Ok(set.len() as u64)),
+        Ok(Value::Hash(hash)) => assert_eq!(count, Ok(hash.len() as u64)),
+        _ => {}
+    }
     for (kind, version) in TARGETS {
         let target = Engine { kind, version };
         let carried = transcode(encoding, raw, &target);
