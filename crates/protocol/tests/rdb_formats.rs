@@ -78,6 +78,9 @@ fn magics() {
     check(b"VALKEY081", &["version 081"]);
     check(b"BTC-MINER", &["byte 9: expected REDIS or VALKEY and a version"]);
     check(b"", &["byte 0: ends inside the magic"]);
+    check(b"REDIS0009\xfe", &[HEADER, "byte 10: ends inside the entries"]);
+    check(b"REDIS0009\x00\x01k\x05abc", &[HEADER, "byte 16, key \"k\": ends inside a value"]);
+    check(b"REDIS0009\xff\x00", &[HEADER, "byte 11: ends inside the checksum"]);
     check(b"REDIS0011\xff\x01\0\0\0\0\0\0\0", &[HEADER, "Differs { stored: 1"]);
 }
 

@@ -147,12 +147,14 @@ pub struct ReadError {
 }
 
 impl ReadError {
-    const KEY_BYTES_MAX: usize = 200;
-
     pub(super) fn new(offset: u64, key: Option<&[u8]>, fault: Fault) -> Self {
-        let key = key.map(|key| key.get(..Self::KEY_BYTES_MAX).unwrap_or(key).to_vec());
-        Self { offset, key, fault }
+        Self { offset, key: key.map(|key| shown(key).to_vec()), fault }
     }
+}
+
+/// As much of a key as an error shows.
+pub(super) fn shown(key: &[u8]) -> &[u8] {
+    key.get(..200).unwrap_or(key)
 }
 
 impl std::error::Error for ReadError {

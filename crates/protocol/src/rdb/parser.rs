@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use super::{
     Big, Brand, Checksum, Encoding, Entry, Event, Fault, Format, Key, Limits, Part, ReadError,
     Record, Verdict,
+    event::shown,
     layout::Layout,
     lzf,
     wire::{Cursor, Stop, TextHead},
@@ -143,8 +144,8 @@ impl Parser {
         matches!(self.state, State::Done)
     }
 
-    /// Why the input must not end here.
-    pub(super) fn ends(&self) -> ReadError {
+    /// Why the input must not end with `rest`, which is not read.
+    pub(super) fn ends(&self, rest: &[u8]) -> ReadError {
         let what = match &self.state {
             State::Header => "the magic",
             State::Opcode if self.passed.is_some() => "a value",
@@ -153,7 +154,9 @@ impl Parser {
             State::Big(_) | State::BigPlain(_) | State::BigPacked(_) => "a value",
             State::Checksum | State::Done => "the checksum",
         };
-        self.error(0, Fault::Ends(what))
+        let mut error = self.error(rest.len(), Fault::Ends(what));
+        error.key = error.key.or_else(|| self.key_of(rest));
+        error
     }
 
     fn error(&self, at: usize, fault: Fault) -> ReadError {
@@ -245,7 +248,7 @@ impl Parser {
         let (byte, rest) = rest.split_first().filter(|_| matches!(self.state, State::Opcode))?;
         Encoding::from_byte(*byte, self.format.brand)?;
         let key = Cursor::new(rest).string().ok()?;
-        ReadError::new(0, Some(&key), Fault::Expected("")).key
+        Some(shown(&key).to_vec())
     }
 
     fn header<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Event<'a>>, Stop> {
@@ -427,7 +430,7 @@ impl Parser {
         };
         let Some(length) = length else {
             self.big_key.clear();
-            self.big_key.extend_from_slice(key.name.get(..200).unwrap_or(&key.name));
+            self.big_key.extend_from_slice(shown(&key.name));
             let (state, text_bytes) = match start {
                 Some((state, bytes)) => (state, Some(bytes)),
                 None => (State::Big(Layout::new(encoding)), None),

@@ -128,7 +128,7 @@ impl Reader {
         match &self.failed {
             Some(error) => Err(error.clone()),
             None if self.is_done() => Ok(()),
-            None => Err(self.parser.ends()),
+            None => Err(self.parser.ends(self.rest())),
         }
     }
 
