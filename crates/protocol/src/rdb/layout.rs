@@ -229,6 +229,26 @@ impl Layout {
         }
     }
 
+    /// Passes over as many units of a plain run as are there, up to about so many bytes: what
+    /// [`Layout::next`] would do one by one, in a tight loop.
+    #[inline]
+    pub(super) fn run(&mut self, bytes_max: usize, cursor: &mut Cursor<'_>) {
+        let Stage::Units(unit) = self.stage else { return };
+        let left = &mut self.left;
+        match unit {
+            Unit::Element => run(left, bytes_max, cursor, Cursor::skip_text),
+            Unit::Pair => run(left, bytes_max, cursor, |one| {
+                one.skip_text()?;
+                one.skip_text()
+            }),
+            Unit::Scored => run(left, bytes_max, cursor, |one| {
+                one.skip_text()?;
+                one.take(8).map(drop)
+            }),
+            _ => {}
+        }
+    }
+
     /// Passes over a unit that is not one of a plain run.
     fn pass(&mut self, cursor: &mut Cursor<'_>) -> Found {
         match self.stage {
@@ -363,6 +383,24 @@ impl Layout {
                 Ok((Unit::IdempotenceTail, Stage::Done))
             }
         }
+    }
+}
+
+#[inline]
+fn run<'a>(
+    left: &mut u64,
+    bytes_max: usize,
+    cursor: &mut Cursor<'a>,
+    skip: impl Fn(&mut Cursor<'a>) -> Result<(), Stop>,
+) {
+    let stop = cursor.rest.len().saturating_sub(bytes_max);
+    while *left > 0 && cursor.rest.len() > stop {
+        let mut ahead = *cursor;
+        if skip(&mut ahead).is_err() {
+            return;
+        }
+        *cursor = ahead;
+        *left -= 1;
     }
 }
 

@@ -395,6 +395,7 @@ impl Parser {
         };
         let mut ahead = Cursor::new(value.get(passed..).unwrap_or_default());
         let length = loop {
+            layout.run(self.limits.whole_bytes_max, &mut ahead);
             let before = ahead.rest.len();
             let stop = layout.next(&mut ahead);
             let length = value.len() - ahead.rest.len();
@@ -472,6 +473,7 @@ impl Parser {
         let State::Big(layout) = &mut self.state else { return Ok(None) };
         let part = *cursor;
         loop {
+            layout.run(self.limits.whole_bytes_max, cursor);
             let mut ahead = *cursor;
             let length = part.rest.len() - cursor.rest.len();
             match layout.next(&mut ahead) {
