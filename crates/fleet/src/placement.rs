@@ -290,6 +290,7 @@ mod tests {
             at_ms: 0,
             hosts: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            proxies: BTreeMap::new(),
             history: BTreeMap::new(),
         };
         let check = |standing: &[(&str, &str)], expected: &str| {

@@ -8,9 +8,7 @@ use std::{
 };
 
 use proxy::{
-    engine::{
-        Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request,
-    },
+    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
     route::{Address, Ring, Route},
 };
 
@@ -408,9 +406,8 @@ impl World {
                 self.server_takes(id, 100);
             }
             self.settle();
-            let idle = |client: &PretendClient| {
-                client.expected.is_empty() && client.outgoing.is_empty()
-            };
+            let idle =
+                |client: &PretendClient| client.expected.is_empty() && client.outgoing.is_empty();
             if self.clients.iter().all(idle) {
                 return;
             }
