@@ -133,7 +133,9 @@ impl World {
                 out.extend_from_slice(format!("*{}\r\n", keys.len() + 1).as_bytes());
                 word(out, b"Unlink");
                 expected.extend_from_slice(format!(":{}\r\n", keys.len()).as_bytes());
-                keys.iter().for_each(|key| word(out, key));
+                for key in keys {
+                    word(out, key);
+                }
             }
             2 => {
                 let text = key();

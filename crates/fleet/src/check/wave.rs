@@ -86,7 +86,8 @@ impl Case<'_> {
             self.blame(Invariant::Sense, format!("{action}, though the cluster is to be stopped"));
         }
         match action {
-            Action::CreateNode { .. } => {}
+            // Proxies hold nothing and vote for nobody.
+            Action::CreateNode { .. } | Action::StartProxy { .. } | Action::StopProxy { .. } => {}
             Action::StartNode { node } => self.judge_start(node),
             Action::Meet { nodes } => self.judge_meet(nodes),
             Action::AssignSlots { shares } => self.judge_assign(shares),
@@ -115,8 +116,6 @@ impl Case<'_> {
             }
             Action::ApplyAcl { node } => self.must_answer(node, "load users"),
             Action::RestartNode { node } => self.judge_restart(node),
-            // They hold nothing and vote for nobody.
-            Action::StartProxy { .. } | Action::StopProxy { .. } => {}
         }
     }
 

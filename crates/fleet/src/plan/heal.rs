@@ -217,6 +217,9 @@ fn dead_primary<'a>(
 ) -> Option<Orphan<'a>> {
     let name = member.name;
     let disk = member.view.disk;
+    if waits_for_heir(view, member, draft) {
+        return None;
+    }
     if restart_loses_least(view, shard, member) {
         let why =
             "it died; its append-only file holds all it had acknowledged, its replicas may not";
@@ -372,7 +375,7 @@ fn does_not_start(member: &Member<'_>, draft: &mut Draft) {
 fn follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
     let name = member.name;
     match (member.view.process, &member.view.server) {
-        (Process::Gone, _) => stopped_follower(rest, member, draft),
+        (Process::Gone, _) => stopped_follower(view, rest, member, draft),
         (_, Server::Denied { error }) => denied(member, error, draft),
         (Process::Suspended, Server::Silent { for_ms }) if *for_ms < view.spec.node_timeout_ms => {}
         (Process::Running, Server::Silent { for_ms })
@@ -399,8 +402,33 @@ fn shard_is_served(view: &View<'_>, member: &Member<'_>) -> bool {
         .is_none_or(|shard| view.primary_up(shard).is_some())
 }
 
-fn stopped_follower(rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
+/// Without a majority, a node that got its role by our hand and is suspended now may have replaced this
+/// one, and nobody else has heard of it: what this one accepted meanwhile would be lost.
+fn waits_for_heir(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) -> bool {
+    let history = view.observed.history.get(&view.spec.name);
+    let handovers = history.map_or(&[][..], |history| &history.handovers_ms);
+    let heir = view.members.iter().find(|other| {
+        // One that is known to follow another primary is none.
+        let of = view.replica_of(other);
+        other.view.process == Process::Suspended
+            && (of.is_none() || of == member.id)
+            && handovers.iter().any(|(id, _)| other.id == Some(*id))
+    });
+    let Some(heir) = heir.filter(|_| !view.has_quorum()) else { return false };
     let name = member.name;
+    draft.block(
+        format!("{name} runs"),
+        format!("{}, which is suspended, may have taken its place", heir.name),
+        heir.view.pid.map(|pid| format!("kill -CONT {pid}")).as_deref(),
+    );
+    true
+}
+
+fn stopped_follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
+    let name = member.name;
+    if waits_for_heir(view, member, draft) {
+        return;
+    }
     if member.view.failed_starts >= FAILED_STARTS_MAX {
         does_not_start(member, draft);
         return;

@@ -192,15 +192,16 @@ fn lower_proxy(
     });
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_PORT));
     let listen = match spec.listen {
-        Field::Given(listen) => match listen.value.parse() {
-            Ok(address) => Some(At::new(Listen { address, explicit: true }, listen.place)),
-            Err(_) => {
+        Field::Given(listen) => {
+            let address = listen.value.parse();
+            if address.is_err() {
                 let message = format!("not an address with a port: {:?}", listen.value);
                 let hint = "names are not looked up: write it such as 127.0.0.1:6379";
                 reader.error(&listen.place, message).hint(hint);
-                None
             }
-        },
+            let address = address.ok();
+            address.map(|address| At::new(Listen { address, explicit: true }, listen.place))
+        }
         Field::Missing => {
             let listen = Listen { address: default, explicit: false };
             Some(At::new(listen, name.place.clone()))
