@@ -1,8 +1,14 @@
 //! Which server a key belongs to: two kinds of routing, and the addresses of servers.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use protocol::{SLOT_COUNT, SlotSet, key_hash};
+use protocol::{
+    SLOT_COUNT, SlotSet,
+    key_hash::{
+        self,
+        twemproxy::{self, Distribution, KeyHash, RingServer},
+    },
+};
 
 /// Where a server, or the proxy itself, listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,24 +94,39 @@ impl Route {
     }
 }
 
-/// Standalone servers that share the keys.
+/// Standalone servers that share the keys as twemproxy has them shared. Its servers' ids are
+/// positions in the route's order.
 #[derive(Debug, Clone)]
 pub struct Ring {
-    servers: u16,
+    hash: KeyHash,
+    servers: twemproxy::Ring,
+    /// Keys don't matter: the next one goes anywhere.
+    random: Option<Cell<u32>>,
 }
 
 impl Ring {
-    pub fn new(servers: u16) -> Self {
-        Self { servers }
+    /// `seed` is for a random distribution.
+    pub fn new(
+        hash: KeyHash,
+        distribution: Distribution,
+        servers: &[RingServer<'_>],
+        seed: u32,
+    ) -> Self {
+        let random = (distribution == Distribution::Random).then(|| Cell::new(seed));
+        Self { hash, servers: twemproxy::Ring::new(distribution, servers), random }
     }
 
     #[inline]
     pub fn server(&self, key: &[u8]) -> Option<u16> {
-        match self.servers {
-            0 => None,
-            1 => Some(0),
-            servers => Some(key_hash::crc16(key) % servers),
-        }
+        let value = match &self.random {
+            None => self.hash.value(key),
+            Some(last) => {
+                // Weyl's sequence: every number once in 2³², evenly all the while.
+                last.set(last.get().wrapping_add(0x9e37_79b9));
+                last.get() >> 8
+            }
+        };
+        self.servers.server(value).map(|server| server as u16)
     }
 }
 

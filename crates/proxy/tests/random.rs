@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use protocol::key_hash::twemproxy::{Distribution, Hash, KeyHash, RingServer};
 use proxy::{
     engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
     route::{Address, Ring, Route},
@@ -93,8 +94,12 @@ impl World {
         let mut engine = Engine::new(limits);
         let servers: Vec<_> =
             (0..3).map(|n| Arc::new(Address::Tcp(([127, 0, 0, 1], 7000 + n).into()))).collect();
+        let names = ["a", "b", "c"];
+        let places = [0, 1, 2].map(|id| RingServer { id, name: names[id as usize], weight: 1 });
+        let hash = KeyHash { hash: Hash::default(), tag: None };
+        let ring = Ring::new(hash, Distribution::Modula, &places, 0);
         engine.add_pool(PoolSetup {
-            route: Route::Ring(Ring::new(3)),
+            route: Route::Ring(ring),
             servers,
             profile: Profile { database: 3, ..Profile::default() },
             client_password: None,
@@ -133,7 +138,7 @@ impl World {
                 out.extend_from_slice(format!("*{}\r\n", keys.len() + 1).as_bytes());
                 word(out, b"Unlink");
                 expected.extend_from_slice(format!(":{}\r\n", keys.len()).as_bytes());
-                for key in keys {
+                for key in &keys {
                     word(out, key);
                 }
             }
@@ -174,12 +179,12 @@ impl World {
             self.client_takes(id, 70);
         }
         while let Some(action) = self.engine.next_action() {
-            self.act(action);
+            self.act(&action);
         }
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
+    fn act(&mut self, action: &Action) {
+        match *action {
             Action::Connect { conn, .. } => {
                 let server = PretendServer {
                     connected: false,
