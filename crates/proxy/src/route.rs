@@ -79,6 +79,11 @@ pub enum Route {
 }
 
 impl Route {
+    /// Do standalone servers share the keys?
+    pub fn is_ring(&self) -> bool {
+        matches!(self, Self::Ring(_))
+    }
+
     #[inline]
     pub fn target(&self, key: &[u8]) -> Target {
         match self {

@@ -88,6 +88,8 @@ impl World {
             waiting_bytes_max: 30_000,
             waiting_bytes_hard: 60_000,
             server_bytes_max: 2_000,
+            stream_bytes_min: 400,
+            merged_bytes_max: 200_000,
             stall: 1_000_000,
             ..Limits::default()
         };
@@ -115,7 +117,7 @@ impl World {
     fn ask(&mut self, index: usize) {
         let Self { rng, clients, .. } = self;
         let client = &mut clients[index];
-        let (id, kind, size) = (client.id, rng.below(7), rng.below(9));
+        let (id, kind, size) = (client.id, rng.below(8), rng.below(9));
         let mut key = || {
             client.asked += 1;
             format!("{id:?}/{}/{}", client.asked, rng.below(1000)).into_bytes()
@@ -156,6 +158,16 @@ impl World {
                     word(out, &key());
                     word(out, b"some value");
                 }
+                expected.extend_from_slice(b"+OK\r\n");
+            }
+            4 => {
+                // Large ones are passed on as they come.
+                out.extend_from_slice(b"*5\r\n");
+                word(out, b"set");
+                word(out, &key());
+                word(out, &vec![b'v'; size * size * 100]);
+                word(out, b"px");
+                word(out, b"100000");
                 expected.extend_from_slice(b"+OK\r\n");
             }
             _ => {
@@ -272,6 +284,11 @@ impl World {
                 words[1..].iter().for_each(|key| word(out, &value(key)));
             }
             b"unlink" => out.extend_from_slice(format!(":{}\r\n", words.len() - 1).as_bytes()),
+            b"set" => {
+                assert!(words[2].iter().all(|byte| *byte == b'v'));
+                assert_eq!(words[3..], [&b"px"[..], b"100000"]);
+                out.extend_from_slice(b"+OK\r\n");
+            }
             b"mset" | b"select" => out.extend_from_slice(b"+OK\r\n"),
             other => panic!("{other:?}"),
         }

@@ -9,6 +9,7 @@ use super::{
     server::ConnId,
     slab::{Id, Slab},
     split::Split,
+    stream::Stream,
 };
 
 /// A client's connection. While it is idle it owns no memory but this.
@@ -49,6 +50,8 @@ pub(super) enum Hold {
     Limits,
     /// The server it wants something from doesn't take more for the moment.
     Server,
+    /// What it asked before has to be answered first.
+    Answers,
 }
 
 /// How far its end has come.
@@ -69,6 +72,8 @@ pub struct Work {
     /// The beginning of a request that isn't whole, or requests that have to wait.
     pub(super) query: Vec<u8>,
     pub(super) progress: Progress,
+    /// The request at hand is passed on as it comes.
+    pub(super) stream: Option<Stream>,
     /// Requests without an answer, oldest first.
     pub(super) ring: VecDeque<Awaited>,
     /// Replies whose turn has not come.
@@ -163,6 +168,11 @@ impl Client {
         self.work.as_ref().map_or(0, |work| work.output.unsent_len() + work.parked_live)
     }
 
+    /// Bytes that wait for the client.
+    pub(super) fn bytes_unsent(&self) -> usize {
+        self.work.as_ref().map_or(0, |work| work.output.unsent_len())
+    }
+
     #[inline]
     pub(super) fn mark(&mut self, id: ClientId, turn: &mut Turn) {
         if !self.dirty {
@@ -175,7 +185,10 @@ impl Client {
     #[inline]
     pub(super) fn rest(&mut self, works: &mut Works) {
         let idle = |work: &Work| {
-            work.ring.is_empty() && work.query.is_empty() && work.output.unsent_len() == 0
+            work.ring.is_empty()
+                && work.query.is_empty()
+                && work.output.unsent_len() == 0
+                && work.stream.is_none()
         };
         if self.work.as_deref().is_some_and(idle)
             && let Some(work) = self.work.take()

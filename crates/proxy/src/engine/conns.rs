@@ -3,7 +3,7 @@
 use protocol::resp::encode_command;
 
 use super::{
-    Action, ClientId, ConnId, Core, Ending, Engine, Loss, Micros, Profile, Route, error,
+    Action, ClientId, ConnId, Core, Ending, Engine, Loss, Micros, Profile, error,
     server::{Conn, Kind, Link, Pending},
     slab::Id,
 };
@@ -38,16 +38,73 @@ impl Core {
         profile: u16,
         client: ClientId,
     ) -> Result<ConnId, &'static [u8]> {
-        let Some(server) = self.servers.get_mut(usize::from(server_index)) else {
-            return Err(error::REFUSED);
+        let pool = self.servers.get(usize::from(server_index)).map_or(0, |server| server.pool);
+        let keeps = !self.is_ring(pool);
+        let conn = self.open_conn(server_index, profile, keeps)?;
+        if let Some(link) = self.link(server_index, profile) {
+            let places = link.shared.len().max(1);
+            if let Some(place) = link.shared.get_mut(client.index() % places) {
+                *place = Some(conn);
+            }
+        }
+        Ok(conn)
+    }
+
+    /// A connection that belongs to a client alone, until [`Core::give_back`]. The client is to be
+    /// [`super::Mode::Pinned`] to it.
+    pub(super) fn private_conn(
+        &mut self,
+        server: u16,
+        profile: u16,
+        client: ClientId,
+    ) -> Result<ConnId, &'static [u8]> {
+        let id = match self.link(server, profile).and_then(|link| link.spare.pop()) {
+            Some(spare) => spare,
+            None => self.open_conn(server, profile, false)?,
         };
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.owner = Some(client);
+        }
+        Ok(id)
+    }
+
+    /// A client is done with its private connection, and left nothing behind on it: somebody else
+    /// may have it. One that waits for replies is not clean, and is closed.
+    pub(super) fn give_back(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.owner = None;
+        let (server, profile) = (conn.server, conn.profile);
+        if conn.dead {
+            return;
+        }
+        let clean = conn.pending.is_empty() && conn.output.unsent_len() == 0;
+        if clean
+            && let Some(link) = self.link(server, profile)
+            && link.spare.len() < SPARE_MAX
+        {
+            link.spare.push(id);
+        } else {
+            self.turn.finished.push(id);
+        }
+    }
+
+    fn link(&mut self, server: u16, profile: u16) -> Option<&mut Link> {
+        let server = self.servers.get_mut(usize::from(server))?;
+        server.links.iter_mut().find(|link| link.profile == profile)
+    }
+
+    /// Begins to make a connection.
+    fn open_conn(
+        &mut self,
+        server_index: u16,
+        profile: u16,
+        keeps: bool,
+    ) -> Result<ConnId, &'static [u8]> {
+        let server = self.servers.get_mut(usize::from(server_index)).ok_or(error::REFUSED)?;
+        let pool = self.pools.get(usize::from(server.pool)).ok_or(error::REFUSED)?;
         if server.retry_at > self.now {
             return Err(error::REFUSED);
         }
-        let Some(pool) = self.pools.get(usize::from(server.pool)) else {
-            return Err(error::REFUSED);
-        };
-        let keeps = matches!(pool.route, Route::Slots(_));
         let mut conn = Conn::new(server_index, profile, keeps);
         if let Some(profile) = self.profiles.get(usize::from(profile)) {
             begin(&mut conn, profile, self.now);
@@ -55,13 +112,7 @@ impl Core {
         let conn = self.conns.insert(conn);
         if !server.links.iter().any(|link| link.profile == profile) {
             let shared = vec![None; pool.server_connections];
-            server.links.push(Link { profile, shared });
-        }
-        for link in server.links.iter_mut().filter(|link| link.profile == profile) {
-            let places = link.shared.len().max(1);
-            if let Some(place) = link.shared.get_mut(client.index() % places) {
-                *place = Some(conn);
-            }
+            server.links.push(Link { profile, shared, spare: Vec::new() });
         }
         server.counters.connections.add(1);
         let address = server.address.clone();
@@ -71,8 +122,7 @@ impl Core {
 
     /// Does the pool share keys among standalone servers?
     pub(super) fn is_ring(&self, pool: u16) -> bool {
-        let route = self.pools.get(usize::from(pool)).map(|pool| &pool.route);
-        matches!(route, Some(Route::Ring(_)))
+        self.pools.get(usize::from(pool)).is_some_and(|pool| pool.route.is_ring())
     }
 
     pub(super) fn want_refresh(&mut self, pool: u16) {
@@ -82,13 +132,25 @@ impl Core {
         }
     }
 
+    /// Does the client wait for a reply from this server that comes over a connection which takes
+    /// no more requests? Others over a new one could overtake it.
+    #[cold]
+    pub(super) fn waits_elsewhere(&self, server: u16, client: ClientId) -> bool {
+        self.conns.iter().any(|(_, conn)| {
+            let old = conn.retired && !conn.dead && conn.server == server;
+            old && conn.pending.iter().any(|pending| pending.client == client)
+        })
+    }
+
     /// New requests will not go over this connection.
     pub(super) fn retire(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.retired) else { return };
         conn.retired = true;
+        self.retiring += 1;
         let Some(server) = self.servers.get_mut(usize::from(conn.server)) else { return };
-        for place in server.links.iter_mut().flat_map(|link| &mut link.shared) {
-            if *place == Some(id) {
+        for link in &mut server.links {
+            link.spare.retain(|spare| *spare != id);
+            for place in link.shared.iter_mut().filter(|place| **place == Some(id)) {
                 *place = None;
             }
         }
@@ -173,6 +235,7 @@ impl Engine {
         if std::mem::replace(&mut conn.dead, true) {
             return;
         }
+        self.core.retiring -= 1;
         let output = std::mem::take(&mut conn.output);
         conn.held = Vec::new();
         if conn.stalled.take().is_some() {
@@ -342,5 +405,7 @@ impl Engine {
 
 /// A connection whose oldest request is unanswered for so many timeouts is given up.
 const GIVE_UP_TIMEOUTS: u64 = 4;
+/// So many private connections to a server wait for their next client at most.
+const SPARE_MAX: usize = 64;
 /// How exact timeouts are.
 const TICK: Micros = 20_000;

@@ -69,6 +69,18 @@ impl Core {
             if rest.is_empty() {
                 return at;
             }
+            if client.work.as_deref().is_some_and(|work| work.stream.is_some()) {
+                match self.stream_bytes(id, client, rest) {
+                    Ok(used) => at += used,
+                    Err(error) => return self.give_up(id, client, error, bytes),
+                }
+                if client.hold != Hold::None
+                    || client.work.as_deref().is_some_and(|work| work.stream.is_some())
+                {
+                    return at;
+                }
+                continue;
+            }
             let mut progress =
                 client.work.as_deref_mut().map_or_else(Default::default, |work| work.progress);
             let found = request::frame(rest, &mut progress, &self.limits.request);
@@ -86,10 +98,23 @@ impl Core {
                         return bytes.len();
                     }
                 }
-                Ok(None) if rest.len() > self.limits.query_bytes_max => {
-                    return self.give_up(id, client, request::RequestError::TooBig, bytes);
-                }
                 Ok(None) => {
+                    let streamed = self.limits.stream_bytes_min;
+                    if rest.len() >= streamed {
+                        match self.begin_stream(id, client, rest, &progress) {
+                            Some(Outcome::Taken) => {
+                                at += progress.at;
+                                continue;
+                            }
+                            Some(Outcome::Later) => return at,
+                            None => {}
+                        }
+                    }
+                    let wanted = progress.at + progress.open;
+                    let max = self.limits.query_bytes_max;
+                    if rest.len() > max || (rest.len() >= streamed && wanted > max) {
+                        return self.give_up(id, client, request::RequestError::TooBig, bytes);
+                    }
                     client.work.get_or_insert_with(|| self.works.take()).progress = progress;
                     return at;
                 }
@@ -112,6 +137,7 @@ impl Core {
         }
         self.reply(id, client, format!("-ERR Protocol error: {error}\r\n").as_bytes());
         client.ending = Ending::Answering;
+        self.break_stream(client);
         bytes.len()
     }
 
@@ -284,6 +310,10 @@ impl Core {
             client.hold = Hold::Server;
             return Outcome::Later;
         }
+        if self.retiring > 0 && self.waits_elsewhere(server, id) {
+            client.hold = Hold::Answers;
+            return Outcome::Later;
+        }
         let conn_id = match self.conn_for(server, client.profile, id) {
             Ok(conn) => conn,
             Err(error) => {
@@ -365,7 +395,7 @@ impl Core {
     }
 
     #[cold]
-    fn fail_now(&mut self, id: ClientId, client: &mut Client, error: &[u8]) {
+    pub(super) fn fail_now(&mut self, id: ClientId, client: &mut Client, error: &[u8]) {
         if let Some(pool) = self.pools.get(usize::from(client.pool)) {
             pool.counters.forward_errors.add(1);
         }
@@ -520,6 +550,13 @@ impl Core {
             let flux = self.pools.get(usize::from(client.pool)).is_some_and(|p| !p.flux.is_empty());
             if flux && self.waits_for_flux(client.pool, part.lane, id) {
                 client.hold = Hold::Server;
+                return false;
+            }
+            if self.retiring > 0
+                && let Ok(server) = u16::try_from(part.next)
+                && self.waits_elsewhere(server, id)
+            {
+                client.hold = Hold::Answers;
                 return false;
             }
             let found = match u16::try_from(part.next) {

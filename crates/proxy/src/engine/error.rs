@@ -12,3 +12,7 @@ pub(super) const CROSS_SLOT: &[u8] =
 pub(super) const NO_AUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
 pub(super) const MAYBE: &[u8] =
     b"-ERR the server's connection was lost; the command may have been executed\r\n";
+pub(super) const MOVED_MEANWHILE: &[u8] =
+    b"-TRYAGAIN the slot is being moved, and the request is too large to be kept: send it again\r\n";
+pub(super) const TOO_LARGE: &[u8] =
+    b"-ERR the replies are too large to be made one: ask for fewer keys\r\n";

@@ -30,6 +30,7 @@ pub mod request;
 mod server;
 pub mod slab;
 mod split;
+mod stream;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -61,6 +62,8 @@ pub struct Limits {
     pub request: RequestLimits,
     /// A request that is not whole yet may have so many bytes.
     pub query_bytes_max: usize,
+    /// One with so many bytes is passed on as it comes, if its command and only key are known.
+    pub stream_bytes_min: usize,
     /// A client with so many requests without an answer is not read from.
     pub outstanding_max: usize,
     /// Nor is one with so many bytes of replies, written or parked, that it didn't take yet.
@@ -68,6 +71,8 @@ pub struct Limits {
     /// A server's connection isn't read either while the client that its next reply is for has
     /// so many bytes waiting.
     pub waiting_bytes_hard: usize,
+    /// One reply of several that become one may have so many bytes.
+    pub merged_bytes_max: usize,
     /// A client whose replies keep a server's connection from being read for so long is closed.
     pub stall: Micros,
     /// Requests are not read while the server they go to has so many bytes to be written.
@@ -79,9 +84,11 @@ impl Default for Limits {
         Self {
             request: RequestLimits::default(),
             query_bytes_max: 64 << 20,
+            stream_bytes_min: 64 << 10,
             outstanding_max: 1024,
             waiting_bytes_max: 1 << 20,
             waiting_bytes_hard: 4 << 20,
+            merged_bytes_max: 64 << 20,
             stall: 10_000_000,
             server_bytes_max: 4 << 20,
         }
@@ -154,6 +161,8 @@ pub(crate) struct Turn {
     pub dirty_conns: Vec<ConnId>,
     /// Clients that may go on.
     pub woken: Vec<ClientId>,
+    /// Connections that nobody needs any more.
+    pub finished: Vec<ConnId>,
     /// Connections that may be read on.
     pub unstalled: Vec<ConnId>,
     pub actions: VecDeque<Action>,
@@ -196,6 +205,8 @@ struct Core {
     clients_ever: u64,
     /// Connections that are stalled.
     stalls: usize,
+    /// Connections that only answer what they were asked, and then end.
+    retiring: usize,
     limbo: redirect::Limbo,
     scratch: dispatch::Scratch,
 }
@@ -215,6 +226,7 @@ impl Engine {
             ticked: 0,
             clients_ever: 0,
             stalls: 0,
+            retiring: 0,
             limbo: redirect::Limbo::default(),
             scratch: dispatch::Scratch::default(),
         };
@@ -321,6 +333,7 @@ impl Engine {
         let Some(client) = self.clients.get_mut(id) else { return };
         if client.ending == Ending::No {
             client.ending = Ending::Ended;
+            self.core.break_stream(client);
             client.mark(id, &mut self.core.turn);
         }
     }
@@ -338,6 +351,9 @@ impl Engine {
                 splits.remove(*split);
             }
         }
+        if let Mode::Pinned(conn) = client.mode {
+            turn.finished.push(conn);
+        }
         // Nothing keeps those back any more that waited for it to read.
         turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
             conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
@@ -352,12 +368,24 @@ impl Engine {
         while let Some(id) = self.core.turn.unstalled.pop() {
             self.continue_conn(id);
         }
+        while let Some(id) = self.core.turn.finished.pop() {
+            self.kill_conn(id, error::LOST);
+        }
     }
 
     fn continue_client(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if client.hold == Hold::None {
             return;
+        }
+        if client.hold == Hold::Answers {
+            if client.outstanding() > 0 {
+                return;
+            }
+            // Its last request is answered: it needs no connection of its own any more.
+            if let Mode::Pinned(conn) = std::mem::replace(&mut client.mode, Mode::Shared) {
+                self.core.give_back(conn);
+            }
         }
         client.hold = Hold::None;
         let query = client.work.as_deref_mut().map(|work| std::mem::take(&mut work.query));
@@ -376,7 +404,8 @@ impl Engine {
     pub fn has_work(&self) -> bool {
         let turn = &self.core.turn;
         let lists = [turn.dirty_clients.is_empty(), turn.woken.is_empty()];
-        let others = [turn.dirty_conns.is_empty(), turn.unstalled.is_empty()];
+        let others =
+            [turn.dirty_conns.is_empty(), turn.unstalled.is_empty(), turn.finished.is_empty()];
         !(lists.into_iter().chain(others).all(|empty| empty) && turn.actions.is_empty())
     }
 
@@ -420,7 +449,10 @@ impl Engine {
         {
             turn.woken.push(id);
         }
-        if *stalls > 0 && client.bytes_waiting() <= limits.waiting_bytes_hard / 2 {
+        if client.hold == Hold::Answers && client.outstanding() == 0 {
+            turn.woken.push(id);
+        }
+        if *stalls > 0 && client.bytes_unsent() <= limits.waiting_bytes_hard / 2 {
             turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
                 conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
             }));

@@ -133,6 +133,25 @@ impl Core {
         self.delay(pool_index, profile, *pending, bytes, reply)
     }
 
+    /// The reply to a request that was not kept: where it is a redirection, what its client is
+    /// told instead.
+    pub(super) fn explain_redirect(&mut self, id: ConnId, reply: &[u8]) -> Option<&'static [u8]> {
+        if reply.first() != Some(&b'-') {
+            return None;
+        }
+        let server = self.servers.get(usize::from(self.conns.get(id)?.server))?;
+        let pool = server.pool;
+        match wanted(reply, &server.address)? {
+            Wanted::Moved { slot, address } => {
+                self.learn(pool, slot, address);
+            }
+            Wanted::Ask { .. } => {}
+            Wanted::Patience => return None,
+        }
+        self.want_refresh(pool);
+        Some(error::MOVED_MEANWHILE)
+    }
+
     /// Sends a request to a server; false where no connection can be had.
     fn send_again(
         &mut self,

@@ -19,6 +19,16 @@ enum Read {
     Broken,
 }
 
+/// What became of the beginning of a reply.
+enum Part {
+    /// It is passed on, or nobody wants it.
+    Passed,
+    /// More of it has to be here.
+    Kept,
+    /// Its turn has to come first.
+    MustWait,
+}
+
 impl Engine {
     /// A server sent something. False: it is not to be read until [`Action::ReadConn`].
     pub fn conn_bytes(&mut self, id: ConnId, bytes: &[u8]) -> bool {
@@ -44,12 +54,19 @@ impl Engine {
     /// Goes on with a connection that was stalled.
     pub(super) fn continue_conn(&mut self, id: ConnId) {
         let Some(conn) = self.core.conns.get_mut(id) else { return };
-        if conn.stalled.take().is_none() {
-            return;
-        }
+        let Some(stalled) = conn.stalled.take() else { return };
         self.core.stalls -= 1;
         let mut held = std::mem::take(&mut conn.held);
+        let before = held.len();
         let read = self.read_held(id, &mut held);
+        if let Some(conn) = self.core.conns.get_mut(id)
+            && let Some((client, since)) = &mut conn.stalled
+            && *client == stalled.0
+            && held.len() == before
+        {
+            // Nothing has changed.
+            *since = stalled.1;
+        }
         if self.keep_held(id, held, &read) {
             self.core.turn.actions.push_back(Action::ReadConn(id));
         }
@@ -112,12 +129,24 @@ impl Engine {
                     _ => return Read::Broken,
                 }
             };
-            if rest.is_empty() {
-                break Read::Upto(start);
-            }
             if pending.kind == Kind::Request && self.must_wait(&pending) {
                 self.stall(id, &pending);
                 break Read::Stalled(start);
+            }
+            if seen - start >= STREAM_BYTES_MIN {
+                // It isn't whole, as far as it was seen.
+                let part = bytes.get(start..seen).unwrap_or_default();
+                match self.part(id, &pending, part) {
+                    Part::Passed => start = seen,
+                    Part::Kept => {}
+                    Part::MustWait => {
+                        self.stall(id, &pending);
+                        break Read::Stalled(start);
+                    }
+                }
+            }
+            if rest.is_empty() {
+                break Read::Upto(start);
             }
             match framer.scan(rest) {
                 Ok(Scan::Whole(length)) => {
@@ -130,13 +159,9 @@ impl Engine {
                 }
                 Ok(Scan::Part(length)) => {
                     seen += length;
-                    if seen - start >= STREAM_BYTES_MIN
-                        && let Some(part) = bytes.get(start..seen)
-                        && self.stream(id, &pending, part)
-                    {
-                        start = seen;
+                    if length == 0 || seen - start < STREAM_BYTES_MIN {
+                        break Read::Upto(start);
                     }
-                    break Read::Upto(start);
                 }
                 Err(_) => return Read::Broken,
             }
@@ -147,12 +172,15 @@ impl Engine {
         result
     }
 
-    /// Does the client have as much to read as it may have?
+    /// Has the client as much to read as it may have, or as much that waits for its turn, and
+    /// it is not this reply's turn?
     #[inline]
     fn must_wait(&self, pending: &Pending) -> bool {
-        self.clients
-            .get(pending.client)
-            .is_some_and(|client| client.bytes_waiting() >= self.core.limits.waiting_bytes_hard)
+        let hard = self.core.limits.waiting_bytes_hard;
+        self.clients.get(pending.client).is_some_and(|client| {
+            client.bytes_waiting() >= hard
+                && (client.bytes_unsent() >= hard || !client.is_next(pending.number))
+        })
     }
 
     #[cold]
@@ -177,7 +205,7 @@ impl Engine {
             return true;
         }
         let Some(mut pending) = conn.pop() else { return false };
-        let keeps = conn.keeps;
+        let (keeps, private) = (conn.keeps, conn.owner.is_some());
         let streamed = std::mem::take(&mut conn.streaming);
         let mut pool = 0;
         if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
@@ -200,6 +228,10 @@ impl Engine {
             if pending.in_flux {
                 self.core.settle_flux(pool, &mut pending);
             }
+        }
+        let mut reply = reply;
+        if private && let Some(instead) = self.core.explain_redirect(id, reply) {
+            reply = instead;
         }
         match pending.kind {
             Kind::Request => {}
@@ -226,26 +258,40 @@ impl Engine {
         true
     }
 
-    /// Passes on the beginning of a reply that will be large; false where it has to wait.
-    fn stream(&mut self, id: ConnId, pending: &Pending, part: &[u8]) -> bool {
-        let Some(conn) = self.core.conns.get_mut(id) else { return false };
+    /// The beginning of a reply that will be large: passed on, if it is its turn.
+    fn part(&mut self, id: ConnId, pending: &Pending, part: &[u8]) -> Part {
+        let Some(conn) = self.core.conns.get_mut(id) else { return Part::Kept };
         let begins = !conn.streaming;
-        if begins && (part.first() == Some(&b'-') || part.first() == Some(&b'>')) {
-            return false;
+        if begins && matches!(part.first(), Some(b'-' | b'>')) {
+            return Part::Kept;
         }
         if pending.kind == Kind::Discard {
-            return true;
+            return Part::Passed;
         }
+        let limits = &self.core.limits;
         match self.clients.get_mut(pending.client) {
             // Nobody wants it any more.
-            None => {}
+            None => Part::Passed,
             Some(client) if client.takes_part(pending.number) => {
                 client.answer_part(part);
                 client.mark(pending.client, &mut self.core.turn);
                 conn.streaming = true;
+                Part::Passed
             }
-            Some(_) => return false,
+            // One of several that become one: it has to be here as a whole.
+            Some(client) if client.is_next(pending.number) => {
+                if part.len() < limits.merged_bytes_max {
+                    return Part::Kept;
+                }
+                if let Some(first) = conn.pending.front_mut() {
+                    first.kind = Kind::Discard;
+                    conn.expired = conn.expired.max(1);
+                }
+                self.fail(pending, error::TOO_LARGE);
+                Part::Passed
+            }
+            Some(_) if part.len() < limits.waiting_bytes_hard => Part::Kept,
+            Some(_) => Part::MustWait,
         }
-        true
     }
 }

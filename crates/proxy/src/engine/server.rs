@@ -25,6 +25,8 @@ pub(super) struct Server {
 pub(super) struct Link {
     pub profile: u16,
     pub shared: Vec<Option<ConnId>>,
+    /// Those that belong to one client for a while, and now to nobody.
+    pub spare: Vec<ConnId>,
 }
 
 /// A connection to a server.
@@ -38,6 +40,8 @@ pub struct Conn {
     /// It is no more; only its socket is left.
     pub(super) dead: bool,
     pub(super) dirty: bool,
+    /// It belongs to this client alone.
+    pub(super) owner: Option<ClientId>,
     /// Requests that were written are kept until they are answered.
     pub(super) keeps: bool,
     pub(super) output: Output,
@@ -103,6 +107,7 @@ impl Conn {
             retired: false,
             dead: false,
             dirty: false,
+            owner: None,
             keeps,
             output: Output::default(),
             pending: VecDeque::new(),
