@@ -3,6 +3,7 @@
 
 mod failover;
 mod plan;
+mod proxy;
 mod reshard;
 mod up;
 
@@ -25,6 +26,8 @@ pub enum Bench {
     Up(up::Options),
     /// Plan fleets of up to 10,000 nodes.
     Plan(plan::Options),
+    /// What a request costs in the proxy, beside nutcracker.
+    Proxy(proxy::Options),
     /// How long a shard takes no writes when its primary goes, planned or not.
     Failover(failover::Options),
 }
@@ -82,6 +85,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Reshard(options) => runtime.block_on(reshard::run(options))?,
         Bench::Up(options) => runtime.block_on(up::run(options))?,
         Bench::Plan(options) => plan::run(options)?,
+        Bench::Proxy(options) => proxy::run(options)?,
         Bench::Failover(options) => runtime.block_on(failover::run(options))?,
     };
     outcome.holds = outcome.goals.iter().all(|goal| goal.holds);
