@@ -2,6 +2,8 @@
 //! faults. Whatever happens: each client gets one reply for each request, in order, and it is its
 //! own or an error; nothing is invented; buffers stay bounded.
 
+mod pretend;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -13,28 +15,7 @@ use proxy::{
     route::{Address, Ring, Route},
 };
 
-const SEEDS: u64 = 256;
-const STEPS: usize = 3_000;
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
+use pretend::{Rng, STEPS, tell, word};
 
 struct PretendClient {
     id: ClientId,
@@ -64,12 +45,6 @@ struct World {
     /// Faults may end requests with errors.
     faults: bool,
     answered: usize,
-}
-
-fn word(out: &mut Vec<u8>, word: &[u8]) {
-    out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-    out.extend_from_slice(word);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// The value of a key: known to everyone.
@@ -456,28 +431,12 @@ fn story(seed: u64, faults: bool) -> usize {
     world.answered
 }
 
-fn stories(faults: bool) {
-    let only: Option<u64> = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = only.map_or(0..SEEDS, |seed| seed..seed + 1);
-    let mut answered = 0;
-    for seed in seeds {
-        match std::panic::catch_unwind(|| story(seed, faults)) {
-            Ok(count) => answered += count,
-            Err(panic) => {
-                eprintln!("again with SEED={seed}");
-                std::panic::resume_unwind(panic);
-            }
-        }
-    }
-    assert!(only.is_some() || answered > 100_000, "{answered} replies say little");
-}
-
 #[test]
 fn every_request_gets_its_reply() {
-    stories(false);
+    tell(|seed| story(seed, false));
 }
 
 #[test]
 fn with_faults_every_request_gets_its_reply_or_an_error() {
-    stories(true);
+    tell(|seed| story(seed, true));
 }

@@ -172,6 +172,7 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
             at: now,
             kind: Kind::Prologue,
             repeatable: false,
+            writes: false,
             tries: 1,
             in_flux: false,
         });
@@ -398,8 +399,8 @@ impl Engine {
     /// When [`Engine::tick`] is to be called; None: nothing waits.
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
-        (waits || self.core.stalls > 0 || !self.core.limbo.is_empty())
-            .then(|| self.core.ticked + TICK)
+        let often = (waits || self.core.stalls > 0).then(|| self.core.ticked + TICK);
+        often.into_iter().chain(self.core.limbo.due()).min()
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     ClientId, Core, Route,
     client::{Awaited, Client, Ending, Hold},
     error,
+    redirect::{Delayed, PATIENCE},
     request::{self, Frame, Span},
     server::{ConnId, Kind, Pending},
     split::{Merge, Split, push_number},
@@ -20,6 +21,19 @@ pub(super) enum Outcome {
     Taken,
     /// It has to wait; the client is on hold.
     Later,
+}
+
+/// What has to be known of a request to send it again.
+#[derive(Debug, Clone, Copy)]
+struct Nature {
+    repeatable: bool,
+    writes: bool,
+}
+
+impl Nature {
+    fn of(command: &Command, arguments: &Request<'_>) -> Self {
+        Self { repeatable: command.safe_to_repeat(arguments), writes: !command.is_read() }
+    }
 }
 
 /// What dealing out a request needs, reused.
@@ -174,7 +188,8 @@ impl Core {
                 Repeat::PlainSet => frame.words == 3,
                 Repeat::Never => false,
             };
-            return self.forward(id, client, request, frame.first.of(request), repeatable);
+            let nature = Nature { repeatable, writes: !command.is_read() };
+            return self.forward(id, client, request, frame.first.of(request), nature);
         }
         self.dispatch_rare(id, client, request, frame, command)
     }
@@ -258,8 +273,8 @@ impl Core {
                 return Outcome::Taken;
             }
         }
-        let repeatable = command.safe_to_repeat(arguments);
-        self.forward(id, client, arguments.bytes, first, repeatable)
+        let nature = Nature::of(command, arguments);
+        self.forward(id, client, arguments.bytes, first, nature)
     }
 
     fn dispatch_inline(&mut self, id: ClientId, client: &mut Client, request: &[u8]) -> Outcome {
@@ -295,7 +310,7 @@ impl Core {
         client: &mut Client,
         request: &[u8],
         key: &[u8],
-        repeatable: bool,
+        nature: Nature,
     ) -> Outcome {
         let Some(pool) = self.pools.get(usize::from(client.pool)) else { return Outcome::Taken };
         pool.counters.requests.add(1);
@@ -317,7 +332,7 @@ impl Core {
         let conn_id = match self.conn_for(server, client.profile, id) {
             Ok(conn) => conn,
             Err(error) => {
-                self.unreachable(id, client, request, target.lane, repeatable, error);
+                self.unreachable(id, client, request, target.lane, nature, error);
                 return Outcome::Taken;
             }
         };
@@ -337,7 +352,8 @@ impl Core {
             length: request.len(),
             at: self.now,
             kind: Kind::Request,
-            repeatable,
+            repeatable: nature.repeatable,
+            writes: nature.writes,
             tries: 1,
             in_flux: false,
         });
@@ -358,7 +374,7 @@ impl Core {
         client: &mut Client,
         request: &[u8],
         lane: u16,
-        repeatable: bool,
+        nature: Nature,
         error: &[u8],
     ) {
         let number = client.head.wrapping_add(client.outstanding() as u32);
@@ -370,12 +386,18 @@ impl Core {
             length: request.len(),
             at: self.now,
             kind: Kind::Request,
-            repeatable,
+            repeatable: nature.repeatable,
+            writes: nature.writes,
             tries: 0,
             in_flux: false,
         };
         if self.is_ring(client.pool)
-            || !self.delay(client.pool, client.profile, pending, request.into(), error)
+            || self
+                .delay(
+                    Delayed::new(client.pool, client.profile, pending, request.into(), error),
+                    PATIENCE,
+                )
+                .is_err()
         {
             self.fail_now(id, client, error);
             return;
@@ -421,8 +443,8 @@ impl Core {
         self.find_parts(client, arguments.bytes, with_values);
         if self.scratch.parts.len() == 1 {
             let key = arguments.get(1).unwrap_or_default();
-            let repeatable = command.safe_to_repeat(arguments);
-            return self.forward(id, client, arguments.bytes, key, repeatable);
+            let nature = Nature::of(command, arguments);
+            return self.forward(id, client, arguments.bytes, key, nature);
         }
         if !self.find_conns(id, client) {
             return Outcome::Later;
@@ -437,7 +459,7 @@ impl Core {
         if merge == Merge::Array {
             split.set_keys(scratch.keys.iter().map(|key| key.part));
         }
-        let repeatable = command.safe_to_repeat(arguments);
+        let Nature { repeatable, writes } = Nature::of(command, arguments);
         let work = client.work.get_or_insert_with(|| works.take());
         let number = client.head.wrapping_add(work.ring.len() as u32);
         let words_each = if with_values { 2 } else { 1 };
@@ -457,6 +479,7 @@ impl Core {
                 at: self.now,
                 kind: Kind::Request,
                 repeatable,
+                writes,
                 tries: 1,
                 in_flux: false,
             };
@@ -496,7 +519,8 @@ impl Core {
         if error != error::NOBODY && !self.is_ring(client.pool) {
             self.want_refresh(client.pool);
             let bytes = fragment.into_boxed_slice();
-            if self.delay(client.pool, client.profile, pending, bytes, error) {
+            let delayed = Delayed::new(client.pool, client.profile, pending, bytes, error);
+            if self.delay(delayed, PATIENCE).is_ok() {
                 return;
             }
         }

@@ -4,24 +4,31 @@
 //! A redirection means that nothing was executed, so any command may be sent again; after a lost
 //! connection only what was not written completely, or what is as good twice as once.
 //!
-//! One client's requests to a slot stay in order: where the slot's owner changes, new requests to
+//! One client's requests for a key stay in order: where the slot's owner changes, new requests to
 //! it wait until those that were sent to the former owner, or that wait to be sent again, are
-//! settled. Such a slot is in flux.
+//! settled. Such a slot is in flux. What was on its way already when a node asked for patience may
+//! be executed before what has to wait: a write that was overtaken so by its client's next request
+//! is not sent again but answered with the node's error. A read is, and may see that request's
+//! effect.
 
 use std::sync::Arc;
 
-use protocol::Slot;
-use protocol::resp::{Redirect, ServerError};
+use protocol::{
+    Slot, commands,
+    resp::{Redirect, ServerError},
+};
 
 use super::{
-    ClientId, ConnId, Core, Engine, Micros, Route, error,
+    ClientId, ConnId, Core, Engine, Micros, Route, error, request,
     server::{Kind, Pending},
     slab::Id,
 };
 use crate::route::{Address, Slots, Topology};
 
 /// How long a request waits before it is sent again, where waiting is what helps.
-const DELAY: Micros = 20_000;
+pub(super) const PATIENCE: Micros = 20_000;
+/// How long, where what is in its way is about to be gone.
+const MOMENT: Micros = 1_000;
 /// After so many tries each further one waits: nodes may send a request to and fro.
 const TRIES_AT_ONCE: u16 = 8;
 /// For so long requests are sent again in pools without a timeout.
@@ -38,6 +45,12 @@ pub(super) struct Delayed {
     bytes: Box<[u8]>,
     /// What its client is told when time is up.
     error: Box<[u8]>,
+}
+
+impl Delayed {
+    pub fn new(pool: u16, profile: u16, pending: Pending, bytes: Box<[u8]>, error: &[u8]) -> Self {
+        Self { due: 0, pool, profile, pending, bytes, error: error.into() }
+    }
 }
 
 /// A slot whose owner changed while requests to it were on their way.
@@ -62,6 +75,11 @@ impl Limbo {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// When something is to be sent again.
+    pub fn due(&self) -> Option<Micros> {
+        self.delayed.iter().map(|each| each.due).min()
     }
 }
 
@@ -121,16 +139,19 @@ impl Core {
             }
             Wanted::Patience => None,
         };
-        let sent =
-            target.filter(|_| pending.tries < TRIES_AT_ONCE).is_some_and(|(server, asking)| {
-                self.send_again(server, profile, *pending, &bytes, asking)
-            });
-        if sent {
-            let mut settled = *pending;
-            self.settle_flux(pool_index, &mut settled);
-            return true;
+        let mut request = Delayed::new(pool_index, profile, *pending, bytes, reply);
+        let Some((server, asking)) = target.filter(|_| pending.tries < TRIES_AT_ONCE) else {
+            return self.delay(request, PATIENCE).is_ok();
+        };
+        // What follows on its heels will be redirected too. If it is executed instead, this one
+        // must not be any more: so it waits.
+        if self.has_followers(&request)
+            || !self.send_again(server, profile, *pending, &request.bytes, asking)
+        {
+            return self.delay(request, MOMENT).is_ok();
         }
-        self.delay(pool_index, profile, *pending, bytes, reply)
+        self.settle_flux(pool_index, &mut request.pending);
+        true
     }
 
     /// The reply to a request that was not kept: where it is a redirection, what its client is
@@ -152,7 +173,8 @@ impl Core {
         Some(error::MOVED_MEANWHILE)
     }
 
-    /// Sends a request to a server; false where no connection can be had.
+    /// Sends a request to a server; false where no connection can be had, or where what its client
+    /// asked of the slot before is elsewhere.
     fn send_again(
         &mut self,
         server: u16,
@@ -162,6 +184,9 @@ impl Core {
         asking: bool,
     ) -> bool {
         let Ok(id) = self.conn_for(server, profile, pending.client) else { return false };
+        if self.has_predecessors(id, &pending, bytes) {
+            return false;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return false };
         if asking {
             let before = conn.output.len();
@@ -183,28 +208,50 @@ impl Core {
         true
     }
 
-    /// Keeps a request to send it again a little later; false where there is no room.
-    pub(super) fn delay(
-        &mut self,
-        pool: u16,
-        profile: u16,
-        mut pending: Pending,
-        bytes: Box<[u8]>,
-        error: &[u8],
-    ) -> bool {
-        if self.limbo.bytes + bytes.len() > DELAYED_BYTES_MAX || self.time_is_up(pool, &pending) {
-            return false;
+    /// Keeps a request to send it again a little later; gives it back where there is no room or no
+    /// time.
+    pub(super) fn delay(&mut self, mut request: Delayed, wait: Micros) -> Result<(), Delayed> {
+        if self.limbo.bytes + request.bytes.len() > DELAYED_BYTES_MAX
+            || self.time_is_up(request.pool, &request.pending)
+        {
+            return Err(request);
         }
-        self.limbo.bytes += bytes.len();
-        self.begin_flux(pool, &mut pending);
-        let (due, error) = (self.now + DELAY, error.into());
-        self.limbo.delayed.push(Delayed { due, pool, profile, pending, bytes, error });
-        true
+        self.limbo.bytes += request.bytes.len();
+        self.begin_flux(request.pool, &mut request.pending);
+        request.due = self.now + wait;
+        self.limbo.delayed.push(request);
+        Ok(())
     }
 
     fn time_is_up(&self, pool: u16, pending: &Pending) -> bool {
         let timeout = self.pools.get(usize::from(pool)).and_then(|pool| pool.timeout);
         pending.at + timeout.unwrap_or(TRY_FOR) <= self.now
+    }
+
+    /// Are later requests of the same client for the same keys on their way?
+    fn has_followers(&self, waiting: &Delayed) -> bool {
+        self.conns.iter().any(|(_, conn)| {
+            conn.requests().any(|(pending, bytes)| {
+                is_sibling(pending, &waiting.pending)
+                    && is_before(waiting.pending.number, pending.number)
+                    && share_keys(bytes, &waiting.bytes)
+            })
+        })
+    }
+
+    /// Are earlier requests of the same client for the same keys on their way over other
+    /// connections, or waiting?
+    fn has_predecessors(&self, over: ConnId, request: &Pending, words: &[u8]) -> bool {
+        let is_one = |pending: &Pending, bytes: &[u8]| {
+            is_sibling(pending, request)
+                && is_before(pending.number, request.number)
+                && share_keys(bytes, words)
+        };
+        let elsewhere = self.conns.iter().filter(|(id, _)| *id != over);
+        elsewhere
+            .flat_map(|(_, conn)| conn.requests())
+            .any(|(pending, bytes)| is_one(pending, bytes))
+            || self.limbo.delayed.iter().any(|each| is_one(&each.pending, &each.bytes))
     }
 
     /// Notes the slot's new owner.
@@ -287,6 +334,34 @@ impl Core {
     }
 }
 
+/// Was the request with this number asked before the other?
+fn is_before(number: u32, other: u32) -> bool {
+    (other.wrapping_sub(number) as i32) > 0
+}
+
+/// Are both requests of the same client to the same slot?
+fn is_sibling(one: &Pending, other: &Pending) -> bool {
+    one.client == other.client && one.lane == other.lane
+}
+
+/// Have two whole requests a key in common? True where one of them can't be read.
+fn share_keys(one: &[u8], other: &[u8]) -> bool {
+    let (one_words, other_words) = (words_of(one), words_of(other));
+    match (keys_of(&one_words), keys_of(&other_words)) {
+        (Some(keys), Some(others)) => keys.iter().any(|key| others.contains(key)),
+        _ => true,
+    }
+}
+
+fn words_of(request: &[u8]) -> Vec<&[u8]> {
+    request::words(request).collect()
+}
+
+fn keys_of<'a>(words: &[&'a [u8]]) -> Option<Vec<&'a [u8]>> {
+    let keys = commands::resolve(words)?.keys(words).ok()?;
+    Some(keys.filter_map(|index| words.get(index).copied()).collect())
+}
+
 fn add_flux(flux: &mut Vec<Flux>, lane: u16) {
     match flux.iter_mut().find(|flux| flux.lane == lane) {
         Some(flux) => flux.left += 1,
@@ -315,7 +390,9 @@ impl Engine {
     /// Sends again what has waited long enough.
     pub(super) fn retry_delayed(&mut self) {
         let now = self.core.now;
-        let delayed = std::mem::take(&mut self.core.limbo.delayed);
+        let mut delayed = std::mem::take(&mut self.core.limbo.delayed);
+        // In the order in which each client asked; so far, none of them is in the way of another.
+        delayed.sort_by_key(|each| each.pending.number);
         for mut each in delayed {
             if each.due > now {
                 self.core.limbo.delayed.push(each);
@@ -326,25 +403,57 @@ impl Engine {
                 self.core.settle_flux(each.pool, &mut each.pending);
                 continue;
             }
-            let pool = self.core.pools.get(usize::from(each.pool));
-            let server = pool.and_then(|pool| match &pool.route {
-                Route::Slots(slots) => {
-                    pool.servers.get(usize::from(slots.owner(each.pending.lane)?))
-                }
-                Route::Ring(_) => None,
-            });
-            let sent = server.copied().is_some_and(|server| {
-                self.core.send_again(server, each.profile, each.pending, &each.bytes, false)
-            });
-            if !sent {
-                let Delayed { pool, profile, pending, bytes, error, .. } = each;
-                self.core.want_refresh(pool);
-                if self.core.delay(pool, profile, pending, bytes, &error) {
+            let mut wait = MOMENT;
+            // Whether those overtake it is to be seen.
+            if !self.core.has_followers(&each) {
+                let pool = self.core.pools.get(usize::from(each.pool));
+                let server = pool.and_then(|pool| match &pool.route {
+                    Route::Slots(slots) => {
+                        pool.servers.get(usize::from(slots.owner(each.pending.lane)?))
+                    }
+                    Route::Ring(_) => None,
+                });
+                let sent = server.copied().is_some_and(|server| {
+                    self.core.send_again(server, each.profile, each.pending, &each.bytes, false)
+                });
+                if sent {
+                    self.core.settle_flux(each.pool, &mut each.pending);
                     continue;
                 }
-                self.fail(&pending, &error);
-                each = Delayed { due: now, pool, profile, pending, bytes: Box::default(), error };
+                self.core.want_refresh(each.pool);
+                wait = PATIENCE;
             }
+            if let Err(mut each) = self.core.delay(each, wait) {
+                self.fail(&each.pending, &each.error);
+                self.core.settle_flux(each.pool, &mut each.pending);
+            }
+        }
+    }
+
+    /// The oldest request on a connection was executed, or refused for good: what its client asked
+    /// of the same keys before, and waits to be sent again, must not change data any more.
+    #[cold]
+    pub(super) fn was_executed(&mut self, id: ConnId, executed: &Pending) {
+        if let Some(conn) = self.core.conns.get(id) {
+            let bytes = conn.output.kept(0, executed.length).to_vec();
+            self.fail_overtaken(executed, &bytes);
+        }
+    }
+
+    fn fail_overtaken(&mut self, executed: &Pending, bytes: &[u8]) {
+        let overtaken = |each: &Delayed| {
+            each.pending.writes
+                && is_sibling(&each.pending, executed)
+                && is_before(each.pending.number, executed.number)
+                && share_keys(&each.bytes, bytes)
+        };
+        let (failed, kept) =
+            std::mem::take(&mut self.core.limbo.delayed).into_iter().partition(overtaken);
+        self.core.limbo.delayed = kept;
+        let failed: Vec<Delayed> = failed;
+        for mut each in failed {
+            self.core.limbo.bytes -= each.bytes.len();
+            self.fail(&each.pending, &each.error);
             self.core.settle_flux(each.pool, &mut each.pending);
         }
     }
@@ -363,8 +472,14 @@ impl Engine {
         let again = (unsent || pending.repeatable)
             && bytes.len() == pending.length
             && self.clients.get(pending.client).is_some()
-            && self.core.delay(pool, profile, pending, bytes.into(), error);
+            && self
+                .core
+                .delay(Delayed::new(pool, profile, pending, bytes.into(), error), PATIENCE)
+                .is_ok();
         if !again {
+            if !unsent {
+                self.fail_overtaken(&pending, bytes);
+            }
             self.fail(&pending, if unsent { error } else { error::MAYBE });
             self.core.settle_flux(pool, &mut pending);
         }

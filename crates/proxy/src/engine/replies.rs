@@ -219,8 +219,11 @@ impl Engine {
                 && pending.kind == Kind::Request
                 && self.clients.get(pending.client).is_some()
                 && self.core.try_again(id, &pending, reply);
+            if !again && !self.core.limbo.is_empty() && pending.kind == Kind::Request {
+                self.was_executed(id, &pending);
+            }
             if let Some(conn) = self.core.conns.get_mut(id) {
-                conn.output.release(pending.length);
+                conn.release_popped();
             }
             if again {
                 return true;

@@ -47,6 +47,8 @@ pub struct Conn {
     pub(super) output: Output,
     /// What was asked and has no reply yet, in order.
     pub(super) pending: VecDeque<Pending>,
+    /// The length of the one that was taken out last, while its words are still kept.
+    pub(super) popped: usize,
     /// How many of those, from the first on, are waited for by nobody any more.
     pub(super) expired: usize,
     pub(super) framer: Framer,
@@ -79,6 +81,8 @@ pub(super) struct Pending {
     pub kind: Kind,
     /// Doing it twice is as good as once.
     pub repeatable: bool,
+    /// It may change data.
+    pub writes: bool,
     /// How often it was sent.
     pub tries: u16,
     /// Its slot is in flux because of it.
@@ -111,6 +115,7 @@ impl Conn {
             keeps,
             output: Output::default(),
             pending: VecDeque::new(),
+            popped: 0,
             expired: 0,
             framer: Framer::default(),
             held: Vec::new(),
@@ -129,6 +134,16 @@ impl Conn {
         }
     }
 
+    /// The requests without a reply, with their words where they are kept.
+    pub(super) fn requests(&self) -> impl Iterator<Item = (&Pending, &[u8])> {
+        let mut from = self.popped;
+        self.pending.iter().filter_map(move |pending| {
+            let bytes = self.output.kept(from, pending.length);
+            from += pending.length;
+            (pending.kind == Kind::Request).then_some((pending, bytes))
+        })
+    }
+
     pub(super) fn buffer_bytes(&self) -> usize {
         self.output.capacity()
             + self.held.capacity()
@@ -140,6 +155,16 @@ impl Conn {
     pub(super) fn pop(&mut self) -> Option<Pending> {
         let pending = self.pending.pop_front()?;
         self.expired = self.expired.saturating_sub(1);
+        if self.keeps {
+            self.popped = pending.length;
+        }
         Some(pending)
+    }
+
+    /// Nobody needs the words of the one that was taken out any more.
+    #[inline]
+    pub(super) fn release_popped(&mut self) {
+        let length = std::mem::take(&mut self.popped);
+        self.output.release(length);
     }
 }

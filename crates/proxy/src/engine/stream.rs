@@ -136,6 +136,7 @@ impl Core {
                     at: self.now,
                     kind: Kind::Request,
                     repeatable: false,
+                    writes: true,
                     tries: 1,
                     in_flux: false,
                 });
