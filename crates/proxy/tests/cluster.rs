@@ -139,7 +139,9 @@ impl World {
             let keys = [key(), key(), key()];
             out.extend_from_slice(b"*4\r\n");
             word(out, b"mget");
-            keys.iter().for_each(|key| word(out, key));
+            for key in &keys {
+                word(out, key);
+            }
             let count = |key: Vec<u8>| {
                 let count = client.counts.get(&key).copied().unwrap_or_default();
                 (key, count)
@@ -295,7 +297,9 @@ impl World {
             }
             b"mget" => {
                 out.extend_from_slice(format!("*{}\r\n", keys.len()).as_bytes());
-                keys.iter().for_each(|key| out.extend_from_slice(read(key).as_bytes()));
+                for key in keys {
+                    out.extend_from_slice(read(key).as_bytes());
+                }
             }
             b"get" => out.extend_from_slice(read(keys[0]).as_bytes()),
             other => panic!("{other:?}"),

@@ -336,7 +336,7 @@ impl Core {
 
 /// Was the request with this number asked before the other?
 fn is_before(number: u32, other: u32) -> bool {
-    (other.wrapping_sub(number) as i32) > 0
+    other.wrapping_sub(number).cast_signed() > 0
 }
 
 /// Are both requests of the same client to the same slot?
