@@ -93,11 +93,15 @@ pub struct ServerCounters {
     pub response_bytes: Counter,
     /// Requests without a response.
     pub in_flight: Counter,
+    /// Connections, now and ever.
     pub connections: Counter,
+    pub connections_ever: Counter,
     /// Connections that ended: closed by the server, broken, timed out.
     pub ended: Counter,
     pub broken: Counter,
     pub timed_out: Counter,
+    /// When it was last ejected, in µs of the engine's time; 0: never.
+    pub ejected_at: Counter,
     /// From the request's arrival to the reply's, in µs.
     pub latency: Histogram,
 }
@@ -117,6 +121,8 @@ pub struct PoolCounters {
     pub forward_errors: Counter,
     /// Requests to servers that came of splitting others.
     pub fragments: Counter,
+    /// How often a server was ejected.
+    pub ejections: Counter,
     /// Redirections that were followed.
     pub redirects: Counter,
     /// Requests that were sent again.

@@ -12,5 +12,6 @@
 pub mod counters;
 pub mod driver;
 pub mod engine;
+mod ring;
 pub mod route;
 pub mod topology;

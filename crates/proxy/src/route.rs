@@ -1,14 +1,10 @@
 //! Which server a key belongs to: two kinds of routing, and the addresses of servers.
 
-use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use protocol::{
-    SLOT_COUNT, SlotSet,
-    key_hash::{
-        self,
-        twemproxy::{self, Distribution, KeyHash, RingServer},
-    },
-};
+use protocol::{SLOT_COUNT, SlotSet, key_hash};
+
+pub use crate::ring::{Ejection, EjectionMode, Ring};
 
 /// Where a server, or the proxy itself, listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,42 +92,6 @@ impl Route {
                 Target { lane: slot, server: slots.owner(slot) }
             }
         }
-    }
-}
-
-/// Standalone servers that share the keys as twemproxy has them shared. Its servers' ids are
-/// positions in the route's order.
-#[derive(Debug, Clone)]
-pub struct Ring {
-    hash: KeyHash,
-    servers: twemproxy::Ring,
-    /// Keys don't matter: the next one goes anywhere.
-    random: Option<Cell<u32>>,
-}
-
-impl Ring {
-    /// `seed` is for a random distribution.
-    pub fn new(
-        hash: KeyHash,
-        distribution: Distribution,
-        servers: &[RingServer<'_>],
-        seed: u32,
-    ) -> Self {
-        let random = (distribution == Distribution::Random).then(|| Cell::new(seed));
-        Self { hash, servers: twemproxy::Ring::new(distribution, servers), random }
-    }
-
-    #[inline]
-    pub fn server(&self, key: &[u8]) -> Option<u16> {
-        let value = match &self.random {
-            None => self.hash.value(key),
-            Some(last) => {
-                // Weyl's sequence: every number once in 2³², evenly all the while.
-                last.set(last.get().wrapping_add(0x9e37_79b9));
-                last.get() >> 8
-            }
-        };
-        self.servers.server(value).map(|server| server as u16)
     }
 }
 

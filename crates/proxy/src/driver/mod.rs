@@ -6,6 +6,7 @@
 //!
 //! TLS belongs between [`socket::Socket`] and the engine, which sees plain bytes only.
 
+mod change;
 mod resolver;
 mod socket;
 
@@ -21,10 +22,13 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 
-pub use self::socket::{ListenError, Listener};
+pub use self::{
+    change::{Change, Listening},
+    socket::{ListenError, Listener},
+};
 use self::{resolver::Resolver, socket::Socket};
 use crate::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, Micros, PoolSetup},
+    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, Micros, PoolReport, PoolSetup},
     route::{Address, Topology},
 };
 
@@ -48,6 +52,9 @@ const WAKER: Token = Token(3);
 enum Message {
     Topology { pool: usize, topology: Topology },
     Resolved { conn: ConnId, address: Option<Address> },
+    Change(Box<Change>),
+    Preconnect { pool: usize },
+    Report(Sender<Vec<PoolReport>>),
     Stop,
 }
 
@@ -69,6 +76,21 @@ impl Running {
     /// Gives the loop a cluster's current state.
     pub fn set_topology(&self, pool: usize, topology: Topology) {
         self.send(Message::Topology { pool, topology });
+    }
+
+    /// Has it serve other pools, or serve them at other addresses.
+    pub fn change(&self, change: Change) {
+        self.send(Message::Change(Box::new(change)));
+    }
+
+    /// Has it connect to a pool's servers before they are needed.
+    pub fn preconnect(&self, pool: usize) {
+        self.send(Message::Preconnect { pool });
+    }
+
+    /// Asks for its figures; they come as soon as the turn that is at hand has ended.
+    pub fn report(&self, reports: Sender<Vec<PoolReport>>) {
+        self.send(Message::Report(reports));
     }
 
     /// Asks it to end.
@@ -118,10 +140,8 @@ pub fn start(
         resolver,
         stopping: false,
     };
-    for (pool, mut listener) in listeners {
-        let token = Token(driver.listeners.len() << KIND_BITS | LISTENER);
-        listener.register(driver.poll.registry(), token)?;
-        driver.listeners.push((pool, listener));
+    for (pool, listener) in listeners {
+        driver.listen(pool, listener)?;
     }
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || driver.run())?;
     Ok(Running { messages: sender, waker, thread })
@@ -153,7 +173,8 @@ struct Loop {
     poll: Poll,
     engine: Engine,
     started: Instant,
-    listeners: Vec<(usize, Listener)>,
+    /// By token; places are reused.
+    listeners: Vec<Option<(usize, Listener)>>,
     clients: Vec<Option<Place<ClientId>>>,
     conns: Vec<Option<Place<ConnId>>>,
     buffer: Box<[u8]>,
@@ -252,9 +273,16 @@ impl Loop {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Topology { pool, topology } => self.engine.set_topology(pool, &topology),
+                Message::Resolved { conn, .. } if !self.engine.is_awaited(conn) => {}
                 Message::Resolved { conn, address: Some(address) } => self.connect(conn, &address),
                 Message::Resolved { conn, address: None } => {
                     self.engine.conn_gone(conn, Loss::Unreachable);
+                }
+                Message::Change(change) => self.change(*change),
+                Message::Preconnect { pool } => self.engine.preconnect(pool),
+                Message::Report(reports) => {
+                    // Who asked may have stopped waiting.
+                    let _ = reports.send(self.engine.report());
                 }
                 Message::Stop => self.stopping = true,
             }
@@ -263,7 +291,7 @@ impl Loop {
 
     fn accept(&mut self, index: usize) {
         for _ in 0..ACCEPTS_MAX {
-            let Some((pool, listener)) = self.listeners.get(index) else { return };
+            let Some(Some((pool, listener))) = self.listeners.get(index) else { return };
             let pool = *pool;
             let mut socket = match listener.accept() {
                 Ok(socket) => socket,

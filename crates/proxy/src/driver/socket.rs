@@ -12,7 +12,7 @@ use mio::{
     event::Source as _,
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
-use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, Type};
 
 use crate::route::Address;
 
@@ -77,11 +77,13 @@ impl Socket {
 }
 
 /// Something that clients connect to.
+#[derive(Debug)]
 pub struct Listener {
     kind: Kind,
     address: Address,
 }
 
+#[derive(Debug)]
 enum Kind {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -109,6 +111,15 @@ impl Listener {
             _ => tcp(address, threads, backlog),
         };
         made.map_err(|source| ListenError { address: address.clone(), source })
+    }
+
+    /// Whether the kernel sees to it that clients are still there (SO_KEEPALIVE). Clients that
+    /// connect from now on have it from their listener.
+    pub fn set_keepalive(&self, on: bool) -> io::Result<()> {
+        match &self.kind {
+            Kind::Tcp(listener) => SockRef::from(listener).set_keepalive(on),
+            Kind::Unix(_) => Ok(()),
+        }
     }
 
     /// Where it really listens: a port 0 was replaced.

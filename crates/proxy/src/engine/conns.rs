@@ -27,23 +27,24 @@ impl Core {
         });
         match found {
             Some(conn) => Ok(conn),
-            None => self.connect(server, profile, client),
+            None => self.connect_at(server, profile, client.index()),
         }
     }
 
+    /// Makes a server's connection at a place among its shared ones (modulo how many these are).
     #[cold]
-    fn connect(
+    pub(super) fn connect_at(
         &mut self,
         server_index: u16,
         profile: u16,
-        client: ClientId,
+        place: usize,
     ) -> Result<ConnId, &'static [u8]> {
         let pool = self.servers.get(usize::from(server_index)).map_or(0, |server| server.pool);
         let keeps = !self.is_ring(pool);
         let conn = self.open_conn(server_index, profile, keeps)?;
         if let Some(link) = self.link(server_index, profile) {
             let places = link.shared.len().max(1);
-            if let Some(place) = link.shared.get_mut(client.index() % places) {
+            if let Some(place) = link.shared.get_mut(place % places) {
                 *place = Some(conn);
             }
         }
@@ -115,6 +116,7 @@ impl Core {
             server.links.push(Link { profile, shared, spare: Vec::new() });
         }
         server.counters.connections.add(1);
+        server.counters.connections_ever.add(1);
         let address = server.address.clone();
         self.turn.actions.push_back(Action::Connect { conn, address });
         Ok(conn)
@@ -155,6 +157,20 @@ impl Core {
             }
         }
     }
+
+    /// Likewise, and it ends: now if it carries nothing, else when that is answered.
+    pub(super) fn discard_conn(&mut self, id: ConnId) {
+        self.retire(id);
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.dead || !conn.pending.is_empty() {
+            return;
+        }
+        conn.dead = true;
+        if let Some(server) = self.servers.get(usize::from(conn.server)) {
+            server.counters.connections.sub(1);
+        }
+        self.turn.actions.push_back(Action::CloseConn(id));
+    }
 }
 
 /// What a connection starts with.
@@ -194,6 +210,11 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
 }
 
 impl Engine {
+    /// Is somebody still waiting for the connection to be made?
+    pub fn is_awaited(&self, id: ConnId) -> bool {
+        self.core.conns.get(id).is_some_and(|conn| !conn.dead)
+    }
+
     /// A connection was made.
     pub fn conn_opened(&mut self, id: ConnId) {
         let Some(conn) = self.core.conns.get_mut(id) else { return };
@@ -201,7 +222,9 @@ impl Engine {
         if conn.output.unsent_len() > 0 {
             conn.mark(id, &mut self.core.turn);
         }
-        if let Some(server) = self.core.servers.get_mut(usize::from(conn.server)) {
+        if !conn.retired
+            && let Some(server) = self.core.servers.get_mut(usize::from(conn.server))
+        {
             (server.failures, server.retry_at) = (0, 0);
         }
     }
@@ -213,6 +236,11 @@ impl Engine {
             Loss::Unreachable => error::HOST_DOWN,
             Loss::Closed | Loss::Broken => error::LOST,
         };
+        if let Some(conn) = self.core.conns.get(id)
+            && !conn.retired
+        {
+            self.core.count_fault(conn.server, self.core.now);
+        }
         self.end_conn(id, error, matches!(loss, Loss::Refused | Loss::Unreachable));
         self.forget_conn(id);
     }
@@ -254,7 +282,8 @@ impl Engine {
                 server.counters.broken.add(1);
                 let pool = self.core.pools.get(usize::from(server.pool));
                 let (min, max) = pool.map_or((0, 0), |pool| (pool.backoff_min, pool.backoff_max));
-                server.retry_at = self.core.now + (min << server.failures.min(20)).min(max);
+                let retry_at = self.core.now + (min << server.failures.min(20)).min(max);
+                server.retry_at = server.retry_at.max(retry_at);
                 server.failures += 1;
             } else {
                 server.counters.ended.add(1);
@@ -341,6 +370,7 @@ impl Engine {
         if !self.core.limbo.is_empty() {
             self.retry_delayed();
         }
+        self.core.let_back();
         for id in self.core.conns.ids() {
             let Some(conn) = self.core.conns.get(id) else { continue };
             let server = self.core.servers.get(usize::from(conn.server));
@@ -367,7 +397,9 @@ impl Engine {
                 break;
             }
             let mut late = *pending;
+            let server = conn.server;
             if late.kind == Kind::Prologue {
+                self.core.count_fault(server, late.at);
                 self.kill_conn(id, error::TIMED_OUT);
                 return;
             }
@@ -375,10 +407,11 @@ impl Engine {
             pending.kind = Kind::Discard;
             pending.in_flux = false;
             conn.expired += 1;
-            if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
+            if let Some(server) = self.core.servers.get(usize::from(server)) {
                 server.counters.timed_out.add(1);
             }
-            let pool = self.core.servers.get(usize::from(conn.server)).map_or(0, |each| each.pool);
+            let pool = self.core.servers.get(usize::from(server)).map_or(0, |each| each.pool);
+            self.core.count_fault(server, late.at);
             self.core.settle_flux(pool, &mut late);
             if streaming {
                 self.close_client(late.client);
@@ -400,7 +433,7 @@ impl Engine {
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
         let often = (waits || self.core.stalls > 0).then(|| self.core.ticked + TICK);
-        often.into_iter().chain(self.core.limbo.due()).min()
+        often.into_iter().chain(self.core.limbo.due()).chain(self.core.next_return()).min()
     }
 }
 

@@ -20,12 +20,15 @@
 mod client;
 mod conns;
 mod dispatch;
+mod ejection;
 mod error;
 mod local;
 mod output;
 mod redirect;
+mod reload;
 mod replies;
 pub mod reply;
+mod report;
 pub mod request;
 mod server;
 pub mod slab;
@@ -43,6 +46,7 @@ use self::{
 };
 pub use self::{
     client::{Client, Mode, Work},
+    report::{PoolReport, Queue, ServerReport},
     server::ConnId,
 };
 use crate::{
@@ -178,9 +182,29 @@ pub(crate) struct Pool {
     server_connections: usize,
     backoff_min: Micros,
     backoff_max: Micros,
+    /// When ejected servers are to be looked at again.
+    rering_at: Option<Micros>,
     counters: Arc<PoolCounters>,
     /// Slots whose requests have to wait.
     flux: Vec<redirect::Flux>,
+}
+
+impl Pool {
+    fn new(setup: PoolSetup, servers: Vec<u16>, profile: u16, counters: Arc<PoolCounters>) -> Self {
+        Self {
+            route: setup.route,
+            servers,
+            profile,
+            client_password: setup.client_password,
+            timeout: setup.timeout,
+            server_connections: setup.server_connections.max(1),
+            backoff_min: setup.backoff_min,
+            backoff_max: setup.backoff_max,
+            rering_at: None,
+            counters,
+            flux: Vec::new(),
+        }
+    }
 }
 
 /// See the module.
@@ -236,21 +260,11 @@ impl Engine {
     /// Adds a pool; its number is that of pools before it.
     pub fn add_pool(&mut self, setup: PoolSetup) -> usize {
         let pool = self.core.pools.len();
-        let profile = self.core.profile(setup.profile);
+        let profile = self.core.profile(setup.profile.clone());
+        let servers = setup.servers.iter();
         let servers =
-            setup.servers.into_iter().map(|address| self.core.add_server(pool, address)).collect();
-        self.core.pools.push(Pool {
-            route: setup.route,
-            servers,
-            profile,
-            client_password: setup.client_password,
-            timeout: setup.timeout,
-            server_connections: setup.server_connections.max(1),
-            backoff_min: setup.backoff_min,
-            backoff_max: setup.backoff_max,
-            counters: Arc::default(),
-            flux: Vec::new(),
-        });
+            servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
+        self.core.pools.push(Pool::new(setup, servers, profile, Arc::default()));
         pool
     }
 
@@ -263,6 +277,11 @@ impl Engine {
     pub fn server_counters(&self, pool: usize) -> Vec<(Arc<Address>, Arc<ServerCounters>)> {
         let servers = self.core.servers.iter().filter(|server| usize::from(server.pool) == pool);
         servers.map(|each| (Arc::clone(&each.address), Arc::clone(&each.counters))).collect()
+    }
+
+    /// How many pools there are, removed ones among them.
+    pub fn pools(&self) -> usize {
+        self.core.pools.len()
     }
 
     /// The time until the next call. It never goes back.
@@ -502,6 +521,9 @@ impl Core {
             links: Vec::<Link>::new(),
             failures: 0,
             retry_at: 0,
+            faults: 0,
+            fault_at: 0,
+            ejected_until: 0,
             counters: Arc::default(),
         });
         (self.servers.len() - 1) as u16

@@ -85,6 +85,10 @@ impl Engine {
         let Some(conn) = self.core.conns.get_mut(id) else { return false };
         match read {
             Read::Broken => {
+                if !conn.dead {
+                    let server = conn.server;
+                    self.core.count_fault(server, self.core.now);
+                }
                 self.kill_conn(id, error::DESYNC);
                 return false;
             }
@@ -208,15 +212,21 @@ impl Engine {
         let (keeps, private) = (conn.keeps, conn.owner.is_some());
         let streamed = std::mem::take(&mut conn.streaming);
         let mut pool = 0;
-        if let Some(server) = self.core.servers.get(usize::from(conn.server)) {
+        let server_index = conn.server;
+        let is_error = reply.first() == Some(&b'-');
+        let is_wanted = pending.kind == Kind::Request;
+        if let Some(server) = self.core.servers.get_mut(usize::from(server_index)) {
             pool = server.pool;
+            if is_wanted && !is_error {
+                server.faults = 0;
+            }
             server.counters.responses.add(1);
             server.counters.response_bytes.add(reply.len() as u64);
             server.counters.latency.record(self.core.now.saturating_sub(pending.at));
         }
         if keeps {
-            let again = reply.first() == Some(&b'-')
-                && pending.kind == Kind::Request
+            let again = is_error
+                && is_wanted
                 && self.clients.get(pending.client).is_some()
                 && self.core.try_again(id, &pending, reply);
             if !again && !self.core.limbo.is_empty() && pending.kind == Kind::Request {
@@ -231,6 +241,8 @@ impl Engine {
             if pending.in_flux {
                 self.core.settle_flux(pool, &mut pending);
             }
+        } else if is_error && is_wanted {
+            self.core.ring_error(server_index, reply);
         }
         let mut reply = reply;
         if private && let Some(instead) = self.core.explain_redirect(id, reply) {

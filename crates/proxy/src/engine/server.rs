@@ -18,6 +18,12 @@ pub(super) struct Server {
     pub failures: u32,
     /// No connection is tried before.
     pub retry_at: Micros,
+    /// Failures since the last good reply; see `ejection`.
+    pub faults: u32,
+    /// When it last failed.
+    pub fault_at: Micros,
+    /// It has no part in its ring before.
+    pub ejected_until: Micros,
     pub counters: Arc<ServerCounters>,
 }
 

@@ -1,0 +1,104 @@
+//! Pools that are changed while they serve. Clients stay, and what they asked is answered by whom
+//! it was asked of; what they ask from now on goes where the new settings say.
+//!
+//! A client that gave the former password stays authenticated, and where none was wanted before
+//! clients need not give the new one: the same as in the engines.
+
+use super::{Core, Ending, Engine, Pool, PoolSetup, Route};
+
+impl Engine {
+    /// Gives a pool other settings. Servers that stay keep their connections, unless these begin
+    /// in another way now, their figures, and the time for which they are ejected.
+    pub fn replace_pool(&mut self, index: usize, setup: PoolSetup) {
+        let profile = self.core.profile(setup.profile.clone());
+        let Some(old) = self.core.pools.get_mut(index) else { return };
+        let former = std::mem::take(&mut old.servers);
+        let old_profile = std::mem::replace(&mut old.profile, profile);
+        let connections = setup.server_connections.max(1);
+        let begin_anew = old_profile != profile || old.server_connections != connections;
+        let servers: Vec<u16> = setup
+            .servers
+            .iter()
+            .map(|address| self.core.add_server(index, address.clone()))
+            .collect();
+        for server in &former {
+            let stays = servers.contains(server);
+            if !stays || begin_anew {
+                self.core.discard_links(*server);
+            }
+            if !(stays && ejects(&setup.route)) {
+                self.core.forgive(*server);
+            }
+        }
+        if let Some(pool) = self.core.pools.get_mut(index) {
+            let flux = std::mem::take(&mut pool.flux);
+            *pool = Pool::new(setup, servers, profile, pool.counters.clone());
+            pool.flux = flux;
+        }
+        self.core.rering(index as u16);
+        if old_profile != profile {
+            for id in self.clients.ids() {
+                if let Some(client) = self.clients.get_mut(id)
+                    && usize::from(client.pool) == index
+                    && client.profile == old_profile
+                {
+                    client.profile = profile;
+                }
+            }
+        }
+    }
+
+    /// Ends a pool: its clients are told what they asked, then their connections are closed. Its
+    /// number stays taken.
+    pub fn remove_pool(&mut self, index: usize) {
+        let Some(pool) = self.core.pools.get_mut(index) else { return };
+        let servers = std::mem::take(&mut pool.servers);
+        pool.rering_at = None;
+        for id in self.clients.ids() {
+            if let Some(client) = self.clients.get_mut(id)
+                && usize::from(client.pool) == index
+                && client.ending < Ending::Answering
+            {
+                client.ending = Ending::Answering;
+                client.mark(id, &mut self.core.turn);
+            }
+        }
+        for server in servers {
+            self.core.discard_links(server);
+        }
+    }
+
+    /// Makes all the connections of a pool at once, not when they are first needed.
+    pub fn preconnect(&mut self, index: usize) {
+        let Some(pool) = self.core.pools.get(index) else { return };
+        let (profile, connections) = (pool.profile, pool.server_connections);
+        for server in pool.servers.clone() {
+            for place in 0..connections {
+                // What refuses is tried again at the first request.
+                let _ = self.core.connect_at(server, profile, place);
+            }
+        }
+    }
+}
+
+fn ejects(route: &Route) -> bool {
+    matches!(route, Route::Ring(ring) if ring.ejection().is_some())
+}
+
+impl Core {
+    /// The server's connections end when what they carry is answered.
+    fn discard_links(&mut self, server: u16) {
+        let Some(server) = self.servers.get_mut(usize::from(server)) else { return };
+        let links = std::mem::take(&mut server.links);
+        for conn in links.iter().flat_map(|link| &link.shared).flatten() {
+            self.discard_conn(*conn);
+        }
+    }
+
+    /// Forgets a server's failures.
+    fn forgive(&mut self, server: u16) {
+        if let Some(server) = self.servers.get_mut(usize::from(server)) {
+            (server.faults, server.ejected_until, server.retry_at) = (0, 0, 0);
+        }
+    }
+}
