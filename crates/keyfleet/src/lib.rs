@@ -17,3 +17,4 @@ pub mod runtimes;
 pub mod secrets;
 pub mod session;
 pub mod store;
+pub mod twemproxy;

@@ -112,7 +112,7 @@ impl From<SessionError> for Failure {
 }
 
 /// A spec's error with the line that it is about.
-fn problem(error: &SpecError, text: &str) -> Problem {
+pub(super) fn problem(error: &SpecError, text: &str) -> Problem {
     let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or_default();
     Problem {
         message: error.message.clone(),

@@ -13,7 +13,9 @@ mod handover;
 mod init;
 mod lease;
 mod logs;
+mod nutcracker;
 mod plan;
+mod pools;
 mod progress;
 mod proxy;
 mod schema;
@@ -87,8 +89,12 @@ enum Command {
     Schema,
 }
 
-/// Parses the arguments, runs the command, shows what went wrong.
+/// Parses the arguments, runs the command, shows what went wrong. Under the name `nutcracker` it is
+/// twemproxy.
 pub fn main() -> ExitCode {
+    if nutcracker::is_called() {
+        return nutcracker::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! `keyfleet proxy`: let plain clients use a cluster.
+//! `keyfleet proxy`: let plain clients use a cluster, or a ring of servers.
 
 use std::{
     env, fs,
@@ -7,7 +7,7 @@ use std::{
 
 use proxy::{engine::Profile, route::Address};
 
-use super::{connect::PASSWORD_VARIABLES, context::Context, signals};
+use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
     proxy::{Proxy, ProxyError, Setup, State},
@@ -22,7 +22,8 @@ pub struct Args {
         long,
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        required_unless_present = "state"
+        required_unless_present_any = ["state", "twemproxy"],
+        conflicts_with = "twemproxy"
     )]
     connect: Vec<String>,
     /// Be the fleet's proxy that this file says
@@ -35,9 +36,14 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u8).range(1..=THREADS_MAX))]
     threads: u8,
+    #[command(flatten)]
+    pools: pools::Args,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    if let Some(file) = &args.pools.twemproxy {
+        return pools::serve(context, file, usize::from(args.threads), &args.pools).await;
+    }
     let stop = signals::asked_to_stop()?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let strict = args.state.is_none();

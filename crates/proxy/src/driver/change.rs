@@ -20,7 +20,11 @@ pub struct Change {
 #[derive(Debug)]
 pub enum Listening {
     /// The listener that is there, at [`Listener::address`].
-    Still(Address),
+    Still {
+        address: Address,
+        /// See [`Listener::set_keepalive`].
+        keepalive: bool,
+    },
     New(Listener),
 }
 
@@ -43,7 +47,7 @@ impl Loop {
         self.listeners.resize_with(former.len(), || None);
         for (pool, listening) in change.listeners {
             match listening {
-                Listening::Still(address) => {
+                Listening::Still { address, keepalive } => {
                     let at = |place: &Option<(usize, Listener)>| {
                         place.as_ref().is_some_and(|(_, each)| *each.address() == address)
                     };
@@ -52,6 +56,10 @@ impl Loop {
                         && let Some(to) = self.listeners.get_mut(index)
                     {
                         *to = place.take().map(|(_, listener)| (pool, listener));
+                        let kept = to.as_ref().map(|(_, kept)| kept.set_keepalive(keepalive));
+                        if let Some(Err(error)) = kept {
+                            tracing::warn!(%error, "cannot change keepalive");
+                        }
                     }
                 }
                 Listening::New(listener) => {

@@ -17,7 +17,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
@@ -69,6 +69,7 @@ pub enum Notice {
 pub struct Running {
     messages: Sender<Message>,
     waker: Arc<Waker>,
+    started: SystemTime,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -91,6 +92,11 @@ impl Running {
     /// Asks for its figures; they come as soon as the turn that is at hand has ended.
     pub fn report(&self, reports: Sender<Vec<PoolReport>>) {
         self.send(Message::Report(reports));
+    }
+
+    /// When its engine's time began.
+    pub fn started(&self) -> SystemTime {
+        self.started
     }
 
     /// Asks it to end.
@@ -143,8 +149,9 @@ pub fn start(
     for (pool, listener) in listeners {
         driver.listen(pool, listener)?;
     }
+    let started = SystemTime::now();
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || driver.run())?;
-    Ok(Running { messages: sender, waker, thread })
+    Ok(Running { messages: sender, waker, started, thread })
 }
 
 /// A socket with what is known of it, so that no call is made in vain.
