@@ -24,6 +24,12 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 /// Commands in one pipeline, at most.
 const PIPELINE_MAX: usize = 40;
 
+/// Shorter ones are sent byte by byte now and then.
+const BYTEWISE_MAX: usize = 600;
+
+/// The longest value, which is rare.
+const VALUE_MAX: usize = 200_000;
+
 /// Names of one kind of value; as many keys again have another kind now and then.
 const KEYS_A_KIND: usize = 24;
 
@@ -176,7 +182,7 @@ const COMMANDS: &[&str] = &[
 /// Commands whose answers have no order.
 const UNORDERED: [&str; 7] = ["HGETALL", "HKEYS", "HVALS", "SMEMBERS", "SDIFF", "SINTER", "SUNION"];
 
-/// Sends `count` commands to both proxies and compares the answers, then what each backend of one
+/// Sends `count` commands, in pipelines that are cut anywhere, to both proxies and compares the answers, then what each backend of one
 /// holds with what its twin holds. An error tells the command and both answers.
 pub fn compare(
     proxies: [SocketAddr; 2],
@@ -190,8 +196,8 @@ pub fn compare(
     let mut sent = 0;
     while sent < count {
         let pipeline: Vec<_> = (0..=rng.below(PIPELINE_MAX)).map(|_| command(&mut rng)).collect();
-        left.send(&pipeline)?;
-        right.send(&pipeline)?;
+        left.send_cut(&pipeline, &mut rng)?;
+        right.send_cut(&pipeline, &mut rng)?;
         for words in &pipeline {
             let one = left.reply().with_context(|| format!("seed {seed}: {}", shown(words)))?;
             let other = right.reply().with_context(|| format!("seed {seed}: {}", shown(words)))?;
@@ -233,6 +239,27 @@ impl Wire {
             encode_command(words, &mut bytes);
         }
         Ok(self.stream.write_all(&bytes)?)
+    }
+
+    /// Sends commands in one go, or cut anywhere, or byte by byte.
+    fn send_cut(&mut self, commands: &[Vec<Vec<u8>>], rng: &mut Rng) -> Result<()> {
+        let mut bytes = Vec::new();
+        for words in commands {
+            encode_command(words, &mut bytes);
+        }
+        let mut rest = bytes.as_slice();
+        if rest.len() < BYTEWISE_MAX && rng.chance(5) {
+            for byte in rest.chunks(1) {
+                self.stream.write_all(byte)?;
+            }
+            return Ok(());
+        }
+        while rng.chance(40) && !rest.is_empty() {
+            let (now, later) = rest.split_at(rng.below(rest.len()));
+            self.stream.write_all(now)?;
+            rest = later;
+        }
+        Ok(self.stream.write_all(rest)?)
     }
 
     /// The next answer; an error where the connection was closed.
@@ -306,6 +333,9 @@ fn key(kind: &str, rng: &mut Rng) -> Vec<u8> {
 }
 
 fn value(rng: &mut Rng) -> Vec<u8> {
+    if rng.below(400) == 0 {
+        return (0..rng.below(VALUE_MAX)).map(|at| (at * 11 % 256) as u8).collect();
+    }
     match rng.below(10) {
         0 => Vec::new(),
         1 => (0..rng.below(3_000)).map(|at| (at * 7 % 256) as u8).collect(),

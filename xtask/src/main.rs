@@ -5,6 +5,7 @@ mod bench;
 mod clients;
 mod command;
 mod commands;
+mod differential;
 mod directives;
 mod dumps;
 mod engines;
@@ -39,6 +40,15 @@ enum Task {
     },
     /// Install the engines that the tests run against, and print where they are.
     Engines,
+    /// Send random commands to twemproxy and to keyfleet in its place, over twin servers, and
+    /// compare every answer and what the servers hold in the end.
+    Differential {
+        #[arg(long, default_value_t = 1_000_000)]
+        commands: usize,
+        /// Where chance begins; told when something differs.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Install the client libraries that the proxy is tested with.
     Clients,
     /// Let every engine save values of every type: the files that the tests of `protocol::rdb` read.
@@ -73,6 +83,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 println!("{} {}", engine.name, engine.server.display());
             }
         }
+        Task::Differential { commands, seed } => differential::run(commands, seed)?,
         Task::Clients => clients::install()?,
         Task::Dumps => dumps::run()?,
         Task::Picture => picture::draw()?,
