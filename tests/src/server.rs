@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use keyfleet::admin_client::Connection;
 use tokio::time::{Instant, sleep};
 
@@ -50,6 +50,13 @@ impl Server {
         bail!("the server doesn't start: {}", said.lines().last().unwrap_or("it wrote no log"));
     }
 
+    /// Starts a server without persistence in the place of one that ended.
+    pub async fn start_at(program: &Path, address: SocketAddr) -> Result<Self> {
+        let mut server = Self::spawn_at(program, &[], address)?;
+        ensure!(server.answers().await?, "the server doesn't start at {address}");
+        Ok(server)
+    }
+
     /// Waits until it answers; false: it ended before it did.
     async fn answers(&mut self) -> Result<bool> {
         let deadline = Instant::now() + TIME_MAX;
@@ -65,8 +72,11 @@ impl Server {
     }
 
     fn spawn(program: &Path, config: &[&str]) -> Result<Self> {
+        Self::spawn_at(program, config, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
+    }
+
+    fn spawn_at(program: &Path, config: &[&str], address: SocketAddr) -> Result<Self> {
         let directory = new_directory()?;
-        let port = free_port()?;
         let defaults = [
             ["--bind", "127.0.0.1"],
             ["--save", ""],
@@ -75,7 +85,7 @@ impl Server {
             ["--repl-diskless-sync-delay", "0"],
         ];
         let process = Command::new(program)
-            .args(["--port", &port.to_string()])
+            .args(["--port", &address.port().to_string()])
             .args(defaults.as_flattened())
             .args(config)
             .current_dir(&directory)
@@ -84,7 +94,6 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| program.display().to_string())?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Ok(Self { address, process, directory })
     }
 

@@ -2,10 +2,10 @@
 
 use std::cell::OnceCell;
 
-use protocol::commands::{self, Arguments, Command, Repeat, Route as Way};
+use protocol::commands::{self, Arguments, Command, Repeat, Route as Way, Twemproxy};
 
 use super::{
-    ClientId, Core, Route,
+    ClientId, Core,
     client::{Awaited, Client, Ending, Hold},
     error,
     redirect::{Delayed, PATIENCE},
@@ -263,13 +263,13 @@ impl Core {
         };
         let mut keys = keys.filter_map(|index| arguments.get(index));
         let first = keys.next().unwrap_or_default();
-        // In a ring the first key decides, as it does for twemproxy.
-        if let Some(pool) = self.pools.get(usize::from(client.pool))
-            && let Route::Slots(_) = pool.route
-        {
+        let is_ring = self.is_ring(client.pool);
+        // In a ring the first key decides for what twemproxy serves, as it does there.
+        let first_decides = is_ring && command.twemproxy == Twemproxy::FirstKey;
+        if !first_decides && let Some(pool) = self.pools.get(usize::from(client.pool)) {
             let lane = pool.route.target(first).lane;
             if keys.any(|key| pool.route.target(key).lane != lane) {
-                self.reply(id, client, error::CROSS_SLOT);
+                self.reply(id, client, if is_ring { error::APART } else { error::CROSS_SLOT });
                 return Outcome::Taken;
             }
         }

@@ -9,6 +9,8 @@ pub(super) const DESYNC: &[u8] = b"-ERR the server's reply could not be read\r\n
 pub(super) const NOBODY: &[u8] = b"-CLUSTERDOWN Hash slot not served\r\n";
 pub(super) const CROSS_SLOT: &[u8] =
     b"-CROSSSLOT Keys in request don't hash to the same slot (give them a common {tag})\r\n";
+pub(super) const APART: &[u8] =
+    b"-CROSSSLOT Keys in request don't belong to the same server (give them a common {tag})\r\n";
 pub(super) const NO_AUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
 pub(super) const MAYBE: &[u8] =
     b"-ERR the server's connection was lost; the command may have been executed\r\n";
