@@ -232,6 +232,11 @@ impl Wire {
         Ok(Self { stream, decoder: Decoder::new(Limits::default()) })
     }
 
+    /// Its own end.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(self.stream.local_addr()?)
+    }
+
     /// Sends commands in one go.
     pub fn send(&mut self, commands: &[Vec<Vec<u8>>]) -> Result<()> {
         let mut bytes = Vec::new();

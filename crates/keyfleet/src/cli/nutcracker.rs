@@ -167,6 +167,11 @@ fn serve(options: &Options, log: Log) -> ExitCode {
         options: twemproxy::Options { threads: 1, ejected: EjectionMode::Rering },
         stats: Some((options.stats_host.clone(), options.stats_port)),
     };
+    let started = |service: &twemproxy::Service| {
+        for (name, address) in service.listens() {
+            tracing::info!("serving {name} at {address}");
+        }
+    };
     let wish = |wish| match wish {
         LogWish::Reopen => log.reopen(),
         LogWish::More | LogWish::Less => {
@@ -181,7 +186,7 @@ fn serve(options: &Options, log: Log) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(twemproxy::run(setup, |_| {}, wish)),
+        Ok(runtime) => runtime.block_on(twemproxy::run(setup, started, wish)),
         Err(error) => Err(ControlError::Failed(error)),
     };
     match ended {
