@@ -23,8 +23,14 @@ use self::{
     log::{Log, filter},
     options::{Options, Wanted},
 };
-use super::printer::{ColorChoice, Printer};
-use crate::twemproxy::{self, ControlError, End, LogWish, Setup, stats};
+use super::{
+    printer::{ColorChoice, Printer, WIDTH_MAX},
+    text::Style,
+};
+use crate::{
+    errors::Failure,
+    twemproxy::{self, ControlError, End, LogWish, Setup, stats},
+};
 
 /// The name under which this program is twemproxy.
 const NAME: &str = "nutcracker";
@@ -84,7 +90,7 @@ fn test(file: &Path) -> ExitCode {
     let (verdict, code) = match twemproxy::read(file) {
         Ok(_) => ("ok", ExitCode::SUCCESS),
         Err(error) => {
-            say(&explain(&error));
+            say(&explain(error));
             ("invalid", ExitCode::FAILURE)
         }
     };
@@ -93,17 +99,8 @@ fn test(file: &Path) -> ExitCode {
 }
 
 /// The error with what led to it; errors of the file with their lines.
-fn explain(error: &ControlError) -> String {
-    if let ControlError::Spec { text, errors } = error {
-        return errors.render(text);
-    }
-    let mut out = format!("{NAME}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(next) = source {
-        out.push_str(&format!(": {next}"));
-        source = next.source();
-    }
-    out
+fn explain(error: ControlError) -> String {
+    Failure::from(error).render(Style { color: false }, WIDTH_MAX).trim_end().to_owned()
 }
 
 fn start(options: &Options, arguments: &[OsString]) -> ExitCode {
@@ -193,7 +190,7 @@ fn serve(options: &Options, log: Log) -> ExitCode {
         Ok(End::Terminate) => ExitCode::SUCCESS,
         Ok(End::Interrupt) => ExitCode::FAILURE,
         Err(error) => {
-            tracing::error!("{}", explain(&error));
+            tracing::error!("{}", explain(error));
             ExitCode::FAILURE
         }
     }
