@@ -12,7 +12,7 @@ use std::{
 use protocol::key_hash::twemproxy::{Distribution, Hash, KeyHash, RingServer};
 use proxy::{
     engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
-    route::{Address, Ring, Route},
+    route::{Address, Ejection, EjectionMode, Ring, Route},
 };
 
 use pretend::{Rng, STEPS, tell, word};
@@ -56,6 +56,38 @@ fn value(key: &[u8]) -> Vec<u8> {
     value
 }
 
+/// A pool of some of four servers. They eject those that fail, one way or the other.
+fn setup(rng: &mut Rng, faults: bool) -> PoolSetup {
+    let names = ["a", "b", "c", "d"];
+    let mut live: Vec<usize> = (0..names.len()).filter(|_| rng.chance(70)).collect();
+    if live.is_empty() {
+        live.push(0);
+    }
+    let places: Vec<RingServer<'_>> = live
+        .iter()
+        .enumerate()
+        .map(|(id, server)| RingServer { id: id as u32, name: names[*server], weight: 1 })
+        .collect();
+    let address =
+        |server: &usize| Arc::new(Address::Tcp(([127, 0, 0, 1], 7000 + *server as u16).into()));
+    let hash = KeyHash { hash: Hash::default(), tag: None };
+    let mut ring = Ring::new(hash, Distribution::Modula, &places, 0);
+    if faults && rng.chance(70) {
+        let mode = if rng.chance(50) { EjectionMode::Rering } else { EjectionMode::Refuse };
+        ring = ring.ejecting(Ejection { failures_max: 2, time: 100_000, mode });
+    }
+    PoolSetup {
+        route: Route::Ring(ring),
+        servers: live.iter().map(address).collect(),
+        profile: Profile { database: 3 + u32::from(rng.chance(20)), ..Profile::default() },
+        client_password: None,
+        timeout: faults.then_some(500_000),
+        server_connections: 1 + rng.below(2),
+        backoff_min: 1,
+        backoff_max: 1,
+    }
+}
+
 impl World {
     fn new(seed: u64, faults: bool) -> Self {
         let limits = Limits {
@@ -69,24 +101,10 @@ impl World {
             ..Limits::default()
         };
         let mut engine = Engine::new(limits);
-        let servers: Vec<_> =
-            (0..3).map(|n| Arc::new(Address::Tcp(([127, 0, 0, 1], 7000 + n).into()))).collect();
-        let names = ["a", "b", "c"];
-        let places = [0, 1, 2].map(|id| RingServer { id, name: names[id as usize], weight: 1 });
-        let hash = KeyHash { hash: Hash::default(), tag: None };
-        let ring = Ring::new(hash, Distribution::Modula, &places, 0);
-        engine.add_pool(PoolSetup {
-            route: Route::Ring(ring),
-            servers,
-            profile: Profile { database: 3, ..Profile::default() },
-            client_password: None,
-            timeout: faults.then_some(500_000),
-            server_connections: 1 + (seed % 2) as usize,
-            backoff_min: 1,
-            backoff_max: 1,
-        });
+        let mut rng = Rng(seed);
+        engine.add_pool(setup(&mut rng, faults));
         let (clients, servers) = (Vec::new(), BTreeMap::new());
-        Self { rng: Rng(seed), engine, now: 0, clients, servers, faults, answered: 0 }
+        Self { rng, engine, now: 0, clients, servers, faults, answered: 0 }
     }
 
     fn ask(&mut self, index: usize) {
@@ -308,6 +326,13 @@ impl World {
                 }
             }
             92..96 => self.engine.tick(),
+            96 if self.rng.chance(30) => {
+                let setup = setup(&mut self.rng, self.faults);
+                self.engine.replace_pool(0, setup);
+                if self.rng.chance(30) {
+                    self.engine.preconnect(0);
+                }
+            }
             100..103 if !self.servers.is_empty() => self.break_server(),
             103..105 => {
                 self.now += 400_000;

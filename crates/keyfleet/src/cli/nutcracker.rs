@@ -133,7 +133,7 @@ fn start(options: &Options, arguments: &[OsString]) -> ExitCode {
         say(&format!("{NAME}: writing pid file '{}' failed: {error}", path.display()));
         return ExitCode::FAILURE;
     }
-    let code = serve(options, log);
+    let code = serve(options, &log);
     if let Some(path) = &options.pid_file {
         let _ = fs::remove_file(path);
     }
@@ -153,7 +153,7 @@ fn run_on(arguments: &[OsString]) -> io::Result<()> {
         .map(drop)
 }
 
-fn serve(options: &Options, log: Log) -> ExitCode {
+fn serve(options: &Options, log: &Log) -> ExitCode {
     let mut level = options.verbosity;
     let (layer, handle) = reload::Layer::new(filter(level));
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.clone());

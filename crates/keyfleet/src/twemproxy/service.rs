@@ -152,7 +152,9 @@ impl Service {
         for former in &self.pools {
             if !served.iter().any(|each| each.number == former.number) {
                 told.removed.push(former.pool.name.clone());
-                changes.iter_mut().for_each(|change| change.pools.push((former.number, None)));
+                for change in &mut changes {
+                    change.pools.push((former.number, None));
+                }
             }
         }
         for (running, change) in self.loops.iter().zip(changes) {

@@ -13,8 +13,11 @@ use super::pools::{Figures, ServerFigures};
 /// The version of twemproxy whose place is taken.
 pub const VERSION: &str = "0.5.0";
 
+/// A field's name, what it means, and its value.
+pub type Field<T> = (&'static str, &'static str, fn(&T) -> u64);
+
 /// The fields of a pool, each with what it means.
-pub const POOL_FIELDS: [(&str, &str, fn(&Figures) -> u64); 6] = [
+pub const POOL_FIELDS: [Field<Figures>; 6] = [
     ("client_eof", "clients that ended their connection", |pool| pool.client_eof),
     ("client_err", "clients whose connection failed", |pool| pool.client_err),
     ("client_connections", "clients that are connected", |pool| pool.client_connections),
@@ -24,7 +27,7 @@ pub const POOL_FIELDS: [(&str, &str, fn(&Figures) -> u64); 6] = [
 ];
 
 /// The fields of a server, each with what it means.
-pub const SERVER_FIELDS: [(&str, &str, fn(&ServerFigures) -> u64); 13] = [
+pub const SERVER_FIELDS: [Field<ServerFigures>; 13] = [
     ("server_eof", "connections that the server ended", |server| server.server_eof),
     ("server_err", "connections that failed", |server| server.server_err),
     ("server_timedout", "requests without a reply in time", |server| server.server_timedout),

@@ -150,11 +150,12 @@ pub fn parse(words: impl Iterator<Item = String>) -> Result<Options, OptionError
 fn find_long(name: &str) -> Result<(char, bool), OptionError> {
     let exact = ALL.iter().find(|(_, long, _)| *long == name);
     let mut beginning = ALL.iter().filter(|(_, long, _)| long.starts_with(name));
-    let (short, _, takes_value) = match (exact, beginning.next(), beginning.next()) {
-        (Some(found), ..) | (None, Some(found), None) => found,
-        _ => return Err(OptionError::Unknown(name.to_owned())),
-    };
-    Ok((*short, *takes_value))
+    match (exact, beginning.next(), beginning.next()) {
+        (Some((short, _, takes_value)), ..) | (None, Some((short, _, takes_value)), None) => {
+            Ok((*short, *takes_value))
+        }
+        _ => Err(OptionError::Unknown(name.to_owned())),
+    }
 }
 
 impl Options {
