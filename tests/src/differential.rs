@@ -246,6 +246,11 @@ impl Wire {
         Ok(self.stream.write_all(&bytes)?)
     }
 
+    /// Sends bytes as they are.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stream.write_all(bytes)?)
+    }
+
     /// Sends commands in one go, or cut anywhere, or byte by byte.
     fn send_cut(&mut self, commands: &[Vec<Vec<u8>>], rng: &mut Rng) -> Result<()> {
         let mut bytes = Vec::new();

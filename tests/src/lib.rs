@@ -2,6 +2,7 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod differences;
 pub mod differential;
 pub mod engines;
 pub mod fleet;

@@ -1,14 +1,16 @@
 //! `cargo xtask differential`: keyfleet beside twemproxy, for as long as it takes.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, fs, process::Command, time::Instant};
 
 use anyhow::Result;
-use tests::twemproxy::compare;
+use tests::{differences::page, twemproxy::compare};
 
 use crate::{
     command::{run as run_command, workspace},
     engines, packages,
 };
+
+const PAGE: &str = "docs/reference/twemproxy.md";
 
 /// Commands between two lines of progress: each time with new servers.
 const ROUND: usize = 100_000;
@@ -30,4 +32,9 @@ pub fn run(commands: usize, seed: u64) -> Result<()> {
         println!("{sent} commands alike after {:.0} s", started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// Writes the reference page of what differs on purpose.
+pub fn write_page() -> Result<()> {
+    Ok(fs::write(workspace().join(PAGE), page())?)
 }

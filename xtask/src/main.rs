@@ -48,6 +48,9 @@ enum Task {
         /// Where chance begins; told when something differs.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Only write the page of what differs on purpose.
+        #[arg(long)]
+        page: bool,
     },
     /// Install the client libraries that the proxy is tested with.
     Clients,
@@ -83,7 +86,8 @@ fn main() -> anyhow::Result<ExitCode> {
                 println!("{} {}", engine.name, engine.server.display());
             }
         }
-        Task::Differential { commands, seed } => differential::run(commands, seed)?,
+        Task::Differential { page: true, .. } => differential::write_page()?,
+        Task::Differential { commands, seed, .. } => differential::run(commands, seed)?,
         Task::Clients => clients::install()?,
         Task::Dumps => dumps::run()?,
         Task::Picture => picture::draw()?,
