@@ -1,7 +1,8 @@
 //! The pools of a nutcracker.yml, at work.
 
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -52,6 +53,17 @@ struct Served {
     pool: Pool,
     /// Where it really listens.
     address: Address,
+}
+
+impl Served {
+    /// Gives the path where it listens its permissions.
+    fn set_mode(&self) {
+        let Some(mode) = listen_mode(&self.pool.listen) else { return };
+        let Address::Unix(path) = &self.address else { return };
+        if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
+            tracing::warn!(%error, "cannot change the mode of {}", path.display());
+        }
+    }
 }
 
 /// What a reload changed: names of pools.
@@ -128,7 +140,8 @@ impl Service {
             } else if former.is_some_and(|each| each.pool != pool) {
                 told.changed.push(pool.name.clone());
             }
-            let there = self.pools.iter().find(|each| each.pool.listen == pool.listen);
+            let place = listen_address(&pool.listen);
+            let there = self.pools.iter().find(|each| listen_address(&each.pool.listen) == place);
             let (address, listeners) = match there {
                 Some(there) => (there.address.clone(), Vec::new()),
                 None => bind(&pool, threads)?,
@@ -162,6 +175,9 @@ impl Service {
         }
         (self.pools, self.next) = (served, next);
         for served in &self.pools {
+            if told.changed.contains(&served.pool.name) {
+                served.set_mode();
+            }
             if told.added.contains(&served.pool.name) {
                 self.preconnect(served);
             }

@@ -348,6 +348,7 @@ impl Loop {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => {
+                    self.engine.client_broke(id);
                     self.lose_client(index);
                     return;
                 }
@@ -460,6 +461,7 @@ impl Loop {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => place.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => {
+                    self.engine.client_broke(id);
                     self.lose_client(id.index());
                     return;
                 }

@@ -357,6 +357,14 @@ impl Engine {
         }
     }
 
+    /// A client's connection failed; [`Engine::client_gone`] follows.
+    pub fn client_broke(&mut self, id: ClientId) {
+        let pool = self.clients.get(id).map(|client| usize::from(client.pool));
+        if let Some(pool) = pool.and_then(|pool| self.core.pools.get(pool)) {
+            pool.counters.clients_broken.add(1);
+        }
+    }
+
     /// A client's socket is closed. Replies to it are dropped.
     pub fn client_gone(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(id) else { return };
