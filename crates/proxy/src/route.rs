@@ -1,6 +1,6 @@
 //! Which server a key belongs to: two kinds of routing, and the addresses of servers.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{cell::OnceCell, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use protocol::{SLOT_COUNT, SlotSet, key_hash};
 
@@ -99,13 +99,16 @@ impl Route {
 #[derive(Clone)]
 pub struct Slots {
     owners: Box<[u16]>,
+    /// Found when it is asked for.
+    partition: OnceCell<Partition>,
 }
 
 const NOBODY: u16 = u16::MAX;
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { owners: vec![NOBODY; usize::from(SLOT_COUNT)].into_boxed_slice() }
+        let owners = vec![NOBODY; usize::from(SLOT_COUNT)].into_boxed_slice();
+        Self { owners, partition: OnceCell::new() }
     }
 }
 
@@ -118,7 +121,61 @@ impl Slots {
     pub fn set_owner(&mut self, slot: u16, server: u16) {
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
             *owner = server;
+            self.partition.take();
         }
+    }
+
+    /// How the slots are shared out.
+    pub fn partition(&self) -> &Partition {
+        self.partition.get_or_init(|| Partition::new(&self.owners))
+    }
+}
+
+/// How the slots are shared out among servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// By lowest slot.
+    pub shares: Vec<Share>,
+    /// Has every slot an owner?
+    pub whole: bool,
+    /// Two partitions that are not the same differ in it, but for one pair in 2³². Whose the
+    /// shares are does not matter.
+    pub print: u32,
+}
+
+/// The slots of one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// The index of the server among the route's.
+    pub server: u16,
+    /// The lowest of its slots.
+    pub first: u16,
+}
+
+impl Partition {
+    fn new(owners: &[u16]) -> Self {
+        let mut partition = Self { shares: Vec::new(), whole: true, print: 0x811c_9dc5 };
+        let mut last = None;
+        for (slot, owner) in (0_u16..).zip(owners) {
+            partition.whole &= *owner != NOBODY;
+            if last == Some(*owner) {
+                continue;
+            }
+            last = Some(*owner);
+            let shares = &mut partition.shares;
+            let rank = match shares.iter().position(|share| share.server == *owner) {
+                _ if *owner == NOBODY => NOBODY,
+                Some(rank) => rank as u16,
+                None => {
+                    shares.push(Share { server: *owner, first: slot });
+                    (shares.len() - 1) as u16
+                }
+            };
+            for byte in slot.to_le_bytes().into_iter().chain(rank.to_le_bytes()) {
+                partition.print = (partition.print ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+            }
+        }
+        partition
     }
 }
 
@@ -159,5 +216,35 @@ mod tests {
         check("cache-1", None);
         check(":9", None);
         check("a:99999", None);
+    }
+
+    #[test]
+    fn partitions() {
+        let slots = |ranges: &[(u16, u16, u16)]| {
+            let mut slots = Slots::default();
+            for (first, last, server) in ranges {
+                (*first..=*last).for_each(|slot| slots.set_owner(slot, *server));
+            }
+            slots
+        };
+        let mut two = slots(&[(0, 99, 5), (100, 16383, 2)]);
+        let share = |server, first| Share { server, first };
+        let before = two.partition().clone();
+        assert_eq!(before.shares, [share(5, 0), share(2, 100)]);
+        assert!(before.whole);
+        // Another server in the same place, and another order of servers, change nothing.
+        let same = slots(&[(0, 99, 7), (100, 16383, 8)]);
+        assert_eq!(same.partition().print, before.print);
+        two.set_owner(50, 2);
+        assert_eq!(two.partition().shares, [share(5, 0), share(2, 50)]);
+        assert_ne!(two.partition().print, before.print);
+        two.set_owner(50, 5);
+        assert_eq!(*two.partition(), before);
+        let part = slots(&[(3, 9, 0)]);
+        assert_eq!(
+            (part.partition().whole, &part.partition().shares[..]),
+            (false, &[share(0, 3)][..])
+        );
+        assert!(Slots::default().partition().shares.is_empty());
     }
 }

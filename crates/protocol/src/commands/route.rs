@@ -125,6 +125,7 @@ pub(super) fn decide(name: &str, flags: Flags, has_keys: bool) -> Option<Route> 
         "mget" => Split(InOrderOfKeys),
         "mset" => Split(AllOk),
         "del" | "unlink" | "exists" | "touch" => Split(Sum),
+        "sunion" => Split(Union),
 
         "dbsize" | "pubsub|numpat" => AllPrimaries(Sum),
         "keys" => AllPrimaries(Concat),

@@ -217,6 +217,7 @@ fn routes() {
     check("MGET a b", Route::Split(Merge::InOrderOfKeys));
     check("MSET a 1", Route::Split(Merge::AllOk));
     check("EXISTS a", Route::Split(Merge::Sum));
+    check("SUNION a b", Route::Split(Merge::Union));
     check("DBSIZE", Route::AllPrimaries(Merge::Sum));
     check("SCRIPT LOAD x", Route::AllPrimaries(Merge::Same));
     check("SCAN 0", Route::Scan);

@@ -110,6 +110,7 @@ impl Core {
         if let Some(profile) = self.profiles.get(usize::from(profile)) {
             begin(&mut conn, profile, self.now);
         }
+        pool.scripts.send(&mut conn, self.now);
         let conn = self.conns.insert(conn);
         if !server.links.iter().any(|link| link.profile == profile) {
             let shared = vec![None; pool.server_connections];

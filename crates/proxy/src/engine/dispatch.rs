@@ -8,6 +8,7 @@ use super::{
     ClientId, Core,
     client::{Awaited, Client, Ending, Hold},
     error,
+    gather::Gather,
     redirect::{Delayed, PATIENCE},
     request::{self, Frame, Span},
     server::{ConnId, Kind, Pending},
@@ -25,13 +26,13 @@ pub(super) enum Outcome {
 
 /// What has to be known of a request to send it again.
 #[derive(Debug, Clone, Copy)]
-struct Nature {
+pub(super) struct Nature {
     repeatable: bool,
     writes: bool,
 }
 
 impl Nature {
-    fn of(command: &Command, arguments: &Request<'_>) -> Self {
+    pub(super) fn of(command: &Command, arguments: &Request<'_>) -> Self {
         Self { repeatable: command.safe_to_repeat(arguments), writes: !command.is_read() }
     }
 }
@@ -223,10 +224,15 @@ impl Core {
         }
         match command.route {
             Way::OneSlot => self.dispatch_one_slot(id, client, &arguments, command),
+            // A ring asks the first key's server, as twemproxy does.
+            Way::Split(commands::Merge::Union) if self.is_ring(client.pool) => {
+                self.dispatch_one_slot(id, client, &arguments, command)
+            }
             Way::Split(merge) => {
                 let merge = match merge {
                     commands::Merge::InOrderOfKeys => Merge::Array,
                     commands::Merge::AllOk => Merge::AllOk,
+                    commands::Merge::Union => Merge::Gathered,
                     _ => Merge::Sum,
                 };
                 self.split(id, client, &arguments, command, merge)
@@ -240,7 +246,10 @@ impl Core {
                 self.reply(id, client, text.as_bytes());
                 Outcome::Taken
             }
-            Way::AnyNode | Way::AllPrimaries(_) | Way::Scan | Way::Session(_) => {
+            Way::AnyNode => self.ask_any(id, client, &arguments, command),
+            Way::AllPrimaries(merge) => self.ask_all(id, client, &arguments, command, merge),
+            Way::Scan => self.scan(id, client, &arguments),
+            Way::Session(_) => {
                 let text = format!("-ERR '{}' is not served\r\n", command.name);
                 self.reply(id, client, text.as_bytes());
                 Outcome::Taken
@@ -304,7 +313,7 @@ impl Core {
 
     /// Sends a request as it is to where its key belongs.
     #[inline]
-    fn forward(
+    pub(super) fn forward(
         &mut self,
         id: ClientId,
         client: &mut Client,
@@ -408,7 +417,7 @@ impl Core {
     }
 
     #[cold]
-    fn nobody(&mut self, id: ClientId, client: &mut Client) {
+    pub(super) fn nobody(&mut self, id: ClientId, client: &mut Client) {
         let refused = self.is_ring(client.pool);
         self.fail_now(id, client, if refused { error::REFUSED } else { error::NOBODY });
         if !refused {
@@ -460,6 +469,10 @@ impl Core {
             split.set_keys(scratch.keys.iter().map(|key| key.part));
         }
         let Nature { repeatable, writes } = Nature::of(command, arguments);
+        if merge == Merge::Gathered {
+            let bytes_max = self.limits.gathered_bytes_max;
+            split.set_gather(Gather::parts(commands::Merge::Union, scratch.parts.len(), bytes_max));
+        }
         let work = client.work.get_or_insert_with(|| works.take());
         let number = client.head.wrapping_add(work.ring.len() as u32);
         let words_each = if with_values { 2 } else { 1 };
@@ -506,19 +519,24 @@ impl Core {
         }
         work.ring.push_back(Awaited::Split(splits.insert(split)));
         for (pending, fragment) in unsent {
-            self.unreachable_part(client, pending, fragment);
+            let part = self.scratch.parts.get(usize::from(pending.part));
+            let error = part.and_then(|part| part.conn.err()).unwrap_or(error::REFUSED);
+            self.unreachable_part(client, pending, fragment.into(), error);
         }
         Outcome::Taken
     }
 
     /// A part that cannot be sent now: with a cluster that may change soon, else it is an error.
     #[cold]
-    fn unreachable_part(&mut self, client: &mut Client, pending: Pending, fragment: Vec<u8>) {
-        let part = self.scratch.parts.get(usize::from(pending.part));
-        let error = part.and_then(|part| part.conn.err()).unwrap_or(error::REFUSED);
+    pub(super) fn unreachable_part(
+        &mut self,
+        client: &mut Client,
+        pending: Pending,
+        bytes: Box<[u8]>,
+        error: &[u8],
+    ) {
         if error != error::NOBODY && !self.is_ring(client.pool) {
             self.want_refresh(client.pool);
-            let bytes = fragment.into_boxed_slice();
             let delayed = Delayed::new(client.pool, client.profile, pending, bytes, error);
             if self.delay(delayed, PATIENCE).is_ok() {
                 return;
@@ -666,7 +684,7 @@ impl<'a> Request<'a> {
         std::iter::from_fn(move || words.next_span().map(|(_, span)| span))
     }
 
-    fn span(&self, index: usize) -> Option<Span> {
+    pub(super) fn span(&self, index: usize) -> Option<Span> {
         if index < 2 {
             return self.all().nth(index);
         }

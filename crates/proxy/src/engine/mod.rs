@@ -22,6 +22,8 @@ mod conns;
 mod dispatch;
 mod ejection;
 mod error;
+mod fan;
+mod gather;
 mod local;
 mod output;
 mod redirect;
@@ -30,6 +32,8 @@ mod replies;
 pub mod reply;
 mod report;
 pub mod request;
+mod scan;
+mod scripts;
 mod server;
 pub mod slab;
 mod split;
@@ -40,6 +44,7 @@ use std::{collections::VecDeque, sync::Arc};
 use self::{
     client::{Awaited, Ending, Hold, Works},
     request::RequestLimits,
+    scripts::Scripts,
     server::{Conn, Link, Server},
     slab::{Id, Slab},
     split::Split,
@@ -81,6 +86,8 @@ pub struct Limits {
     pub stall: Micros,
     /// Requests are not read while the server they go to has so many bytes to be written.
     pub server_bytes_max: usize,
+    /// Replies of several servers that become one may have so many bytes together.
+    pub gathered_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -95,6 +102,7 @@ impl Default for Limits {
             merged_bytes_max: 64 << 20,
             stall: 10_000_000,
             server_bytes_max: 4 << 20,
+            gathered_bytes_max: 64 << 20,
         }
     }
 }
@@ -187,6 +195,7 @@ pub(crate) struct Pool {
     counters: Arc<PoolCounters>,
     /// Slots whose requests have to wait.
     flux: Vec<redirect::Flux>,
+    scripts: Scripts,
 }
 
 impl Pool {
@@ -233,6 +242,8 @@ struct Core {
     retiring: usize,
     limbo: redirect::Limbo,
     scratch: dispatch::Scratch,
+    /// How often, so to say, a number was drawn.
+    draws: u64,
 }
 
 impl Engine {
@@ -253,6 +264,7 @@ impl Engine {
             retiring: 0,
             limbo: redirect::Limbo::default(),
             scratch: dispatch::Scratch::default(),
+            draws: 0,
         };
         Self { clients: Slab::default(), core }
     }
@@ -265,6 +277,20 @@ impl Engine {
         let servers =
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
         self.core.pools.push(Pool::new(setup, servers, profile, Arc::default()));
+            setup.servers.into_iter().map(|address| self.core.add_server(pool, address)).collect();
+        self.core.pools.push(Pool {
+            route: setup.route,
+            servers,
+            profile,
+            client_password: setup.client_password,
+            timeout: setup.timeout,
+            server_connections: setup.server_connections.max(1),
+            backoff_min: setup.backoff_min,
+            backoff_max: setup.backoff_max,
+            counters: Arc::default(),
+            flux: Vec::new(),
+            scripts: Scripts::default(),
+        });
         pool
     }
 

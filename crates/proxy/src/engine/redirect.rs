@@ -19,7 +19,9 @@ use protocol::{
 };
 
 use super::{
-    ClientId, ConnId, Core, Engine, Micros, Route, error, request,
+    ClientId, ConnId, Core, Engine, Micros, Route, error,
+    fan::NO_LANE,
+    request,
     server::{Kind, Pending},
     slab::Id,
 };
@@ -209,9 +211,10 @@ impl Core {
     }
 
     /// Keeps a request to send it again a little later; gives it back where there is no room or no
-    /// time.
+    /// time, or where no other server can do anything with it.
     pub(super) fn delay(&mut self, mut request: Delayed, wait: Micros) -> Result<(), Delayed> {
         if self.limbo.bytes + request.bytes.len() > DELAYED_BYTES_MAX
+            || request.pending.lane == NO_LANE
             || self.time_is_up(request.pool, &request.pending)
         {
             return Err(request);
@@ -332,6 +335,15 @@ impl Core {
         }
         waits
     }
+
+    /// Likewise for a request that concerns all slots.
+    pub(super) fn waits_for_any_flux(&mut self, pool: u16, id: ClientId) -> bool {
+        let waits = self.pools.get(usize::from(pool)).is_some_and(|pool| !pool.flux.is_empty());
+        if waits {
+            self.limbo.waiting.push(id);
+        }
+        waits
+    }
 }
 
 /// Was the request with this number asked before the other?
@@ -384,6 +396,7 @@ impl Engine {
         if let Some(pool) = self.core.pools.get_mut(pool_index) {
             (pool.route, pool.servers) = (Route::Slots(slots), servers);
             self.core.find_flux(pool_index as u16);
+            self.core.bring_scripts(pool_index as u16);
         }
     }
 

@@ -1,6 +1,9 @@
 //! One request that becomes several, and their replies that become one.
 
-use super::reply::{integer, value_length};
+use super::{
+    gather::Gather,
+    reply::{integer, value_length},
+};
 
 /// How the replies become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +14,8 @@ pub enum Merge {
     Sum,
     /// OK if all say so (MSET).
     AllOk,
+    /// As a [`Gather`] does it.
+    Gathered,
 }
 
 /// A request whose parts are on their way.
@@ -27,6 +32,8 @@ pub struct Split {
     sum: i64,
     /// The first error that came.
     error: Option<Box<[u8]>>,
+    /// It keeps the replies instead, and merges them in other ways.
+    gather: Option<Box<Gather>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,7 +60,21 @@ impl Split {
             left: 0,
             sum: 0,
             error: None,
+            gather: None,
         }
+    }
+
+    /// The same request to so many servers.
+    pub(super) fn gathering(gather: Gather, servers: usize) -> Self {
+        let mut split = Self::new(Merge::Gathered);
+        split.set_gather(gather);
+        (0..servers).for_each(|_| split.add_part(0, false));
+        split
+    }
+
+    /// For [`Merge::Gathered`].
+    pub(super) fn set_gather(&mut self, gather: Gather) {
+        self.gather = Some(Box::new(gather));
     }
 
     /// Whose element comes next in the merged array.
@@ -74,17 +95,20 @@ impl Split {
 
     /// Bytes of replies that wait in it.
     pub fn bytes_held(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.gather.as_ref().map_or(0, |gather| gather.bytes_held())
     }
 
     /// The reply of a part; how many bytes are held because of it.
-    pub fn add(&mut self, part: u16, reply: &[u8]) -> usize {
-        let Some(part) = self.parts.get_mut(usize::from(part)) else { return 0 };
+    pub fn add(&mut self, number: u16, reply: &[u8]) -> usize {
+        let Some(part) = self.parts.get_mut(usize::from(number)) else { return 0 };
         if part.answered {
             return 0;
         }
         part.answered = true;
         self.left -= 1;
+        if let Some(gather) = &mut self.gather {
+            return gather.add(usize::from(number), reply);
+        }
         let before = self.bytes.len();
         let taken = match (self.merge, reply) {
             (Merge::Array, [b'-', error @ ..])
@@ -94,7 +118,8 @@ impl Split {
                 self.bytes.extend_from_slice(NULL);
                 true
             }
-            (_, [b'-', ..]) => false,
+            // With a gather it was taken before.
+            (Merge::Gathered, _) | (_, [b'-', ..]) => false,
             (Merge::Array, _) if part.single => {
                 self.bytes.extend_from_slice(reply);
                 true
@@ -127,12 +152,16 @@ impl Split {
 
     /// Writes the one reply.
     pub fn merge(mut self, out: &mut Vec<u8>) {
+        if let Some(gather) = &self.gather {
+            gather.merge(out);
+            return;
+        }
         if let Some(error) = &self.error {
             out.extend_from_slice(error);
             return;
         }
         match self.merge {
-            Merge::AllOk => out.extend_from_slice(b"+OK\r\n"),
+            Merge::AllOk | Merge::Gathered => out.extend_from_slice(b"+OK\r\n"),
             Merge::Sum => {
                 out.push(b':');
                 push_number(out, self.sum.unsigned_abs());
