@@ -185,6 +185,8 @@ pub(super) fn decide(name: &str, flags: Flags, has_keys: bool) -> Option<Route> 
         | "cluster|myid"
         | "cluster|myshardid"
         | "cluster|keyslot"
+        | "cluster|countkeysinslot"
+        | "cluster|getkeysinslot"
         | "cluster|replicas"
         | "cluster|slaves" => Local,
 
@@ -214,8 +216,6 @@ pub(super) fn decide(name: &str, flags: Flags, has_keys: bool) -> Option<Route> 
         | "memory|purge"
         | "memory|stats"
         | "function|stats"
-        | "cluster|countkeysinslot"
-        | "cluster|getkeysinslot"
         | "cluster|links"
         | "cluster|slot-stats"
         | "cluster|count-failure-reports"

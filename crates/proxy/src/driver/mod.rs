@@ -312,6 +312,9 @@ impl Loop {
                 }
             };
             let id = self.engine.client_opened(pool);
+            if let Some(address) = socket.local_address() {
+                self.engine.set_client_local(id, address);
+            }
             let token = Token(id.index() << KIND_BITS | CLIENT);
             let interest = Interest::READABLE | Interest::WRITABLE;
             if socket.register(self.poll.registry(), token, interest).is_err() {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -35,6 +36,14 @@ impl Socket {
             Address::Name { host, .. } => {
                 Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} is not looked up")))
             }
+        }
+    }
+
+    /// The address of ours that it is connected to; none for a path.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! One client: what it asked, in order, and what it is still to be told.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, net::SocketAddr};
 
 use super::{
     ClientId, Turn,
@@ -30,6 +30,8 @@ pub struct Client {
     /// What CLIENT ID says.
     pub(super) number: u64,
     pub(super) name: Option<Box<[u8]>>,
+    /// The address of ours that it is connected to, if it has one.
+    pub(super) local: Option<SocketAddr>,
     pub(super) work: Option<Box<Work>>,
 }
 
@@ -152,6 +154,7 @@ impl Client {
             head: 0,
             number,
             name: None,
+            local: None,
             work: None,
         }
     }

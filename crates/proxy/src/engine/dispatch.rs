@@ -8,6 +8,7 @@ use super::{
     ClientId, Core,
     client::{Awaited, Client, Ending, Hold},
     error,
+    facade::concerns_servers,
     gather::Gather,
     redirect::{Delayed, PATIENCE},
     request::{self, Frame, Span},
@@ -236,6 +237,9 @@ impl Core {
                     _ => Merge::Sum,
                 };
                 self.split(id, client, &arguments, command, merge)
+            }
+            Way::Local if concerns_servers(command) => {
+                self.answer_for_servers(id, client, &arguments, command)
             }
             Way::Local => {
                 self.answer_locally(id, client, &arguments, command);
@@ -675,7 +679,7 @@ pub(super) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    fn new(bytes: &'a [u8], words: u32) -> Self {
+    pub(super) fn new(bytes: &'a [u8], words: u32) -> Self {
         Self { bytes, words: words as usize, spans: OnceCell::new() }
     }
 

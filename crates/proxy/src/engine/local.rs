@@ -151,7 +151,7 @@ impl Core {
 
 const OK: &[u8] = b"+OK\r\n";
 /// What clients take the server behind the proxy for.
-const SERVED_VERSION: &str = "7.0.0";
+pub(super) const SERVED_VERSION: &str = "7.0.0";
 
 fn push_bulk(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'$');

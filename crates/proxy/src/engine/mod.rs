@@ -22,6 +22,7 @@ mod conns;
 mod dispatch;
 mod ejection;
 mod error;
+mod facade;
 mod fan;
 mod gather;
 mod local;
@@ -39,7 +40,7 @@ pub mod slab;
 mod split;
 mod stream;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
 use self::{
     client::{Awaited, Ending, Hold, Works},
@@ -344,6 +345,13 @@ impl Engine {
             (pool.profile, pool.client_password.is_none())
         });
         self.clients.insert(Client::new(pool as u16, profile, open, self.core.clients_ever))
+    }
+
+    /// The address of ours that a client is connected to.
+    pub fn set_client_local(&mut self, id: ClientId, address: SocketAddr) {
+        if let Some(client) = self.clients.get_mut(id) {
+            client.local = Some(address);
+        }
     }
 
     /// A client sent something. False: it is not to be read until [`Action::ReadClient`].
