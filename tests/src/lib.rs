@@ -8,5 +8,6 @@ pub mod engines;
 pub mod fleet;
 pub mod ledger;
 pub mod ports;
+pub mod proxy;
 pub mod server;
 pub mod twemproxy;

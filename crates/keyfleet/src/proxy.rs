@@ -128,9 +128,13 @@ impl Proxy {
             )?);
         }
         let loops = Arc::new(loops);
-        let watch = Watch { loops: Arc::clone(&loops), setup, known: None };
+        let mut watch = Watch { loops: Arc::clone(&loops), setup, known: None };
+        // Before anybody can ask.
+        if let Some(topology) = topology {
+            watch.learn(topology);
+        }
         let control = thread::Builder::new().name("topology".to_owned());
-        let control = control.spawn(move || watch.run(topology, &notices))?;
+        let control = control.spawn(move || watch.run(&notices))?;
         Ok(Self { loops, listen, control, end })
     }
 
@@ -163,10 +167,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn run(mut self, first: Option<Topology>, notices: &Receiver<Notice>) {
-        if let Some(topology) = first {
-            self.learn(topology);
-        }
+    fn run(mut self, notices: &Receiver<Notice>) {
         loop {
             match notices.recv_timeout(REFRESH) {
                 Ok(Notice::Refresh { .. }) | Err(RecvTimeoutError::Timeout) => {}

@@ -1,0 +1,37 @@
+//! `keyfleet proxy` in this process, in front of servers.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, bail};
+use keyfleet::proxy::{Proxy, Setup};
+use proxy::{engine::Profile, route::Address};
+
+/// A running proxy; dropping it ends it.
+pub struct Front {
+    pub address: SocketAddr,
+    proxy: Option<Proxy>,
+}
+
+impl Front {
+    /// In front of the cluster that these nodes belong to.
+    pub fn start(nodes: &[SocketAddr], threads: usize) -> Result<Self> {
+        let setup = Setup {
+            listen: Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
+            threads,
+            seeds: nodes.iter().map(|node| Address::Tcp(*node)).collect(),
+            profile: Profile::default(),
+            client_password: None,
+        };
+        let proxy = Proxy::start(setup, true).context("the proxy")?;
+        let Address::Tcp(address) = *proxy.listen() else { bail!("it listens elsewhere") };
+        Ok(Self { address, proxy: Some(proxy) })
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            let _ = proxy.stop();
+        }
+    }
+}
