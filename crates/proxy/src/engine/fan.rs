@@ -213,15 +213,19 @@ impl Core {
     fn random_owner(&mut self, pool: u16) -> Option<u16> {
         // Splitmix64 over a count: as good as random, and the same in each run.
         self.draws = self.draws.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.draws;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
+        let drawn = mixed(self.draws);
         let pool = self.pools.get(usize::from(pool))?;
         let index = match &pool.route {
-            Route::Ring(_) => mixed as usize % pool.servers.len().max(1),
-            Route::Slots(slots) => usize::from(slots.owner(mixed as u16 % protocol::SLOT_COUNT)?),
+            Route::Ring(_) => drawn as usize % pool.servers.len().max(1),
+            Route::Slots(slots) => usize::from(slots.owner(drawn as u16 % protocol::SLOT_COUNT)?),
         };
         pool.servers.get(index).copied()
     }
+}
+
+/// Spreads what little differs over all bits.
+pub(super) fn mixed(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }

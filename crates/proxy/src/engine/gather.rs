@@ -2,21 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use protocol::{
-    commands::Merge,
-    resp::{self, Limits},
-};
+use protocol::commands::Merge;
 
 use super::{
     reply::{integer, value_length},
     request,
-    scan::{Page, push_end},
+    scan::{Page, Verdict},
     split::push_number,
 };
-use crate::{
-    route::{Address, Slots},
-    topology,
-};
+use crate::route::Address;
 
 /// What becomes of the replies.
 #[derive(Debug)]
@@ -25,9 +19,8 @@ pub(super) enum How {
     Merge(Merge),
     /// The one reply is a page of a scan.
     Page(Page),
-    /// Each says how the cluster's slots are shared out; does it still say what it did when the
-    /// scan began?
-    Verify(Page),
+    /// The one reply says whether a scan can go on.
+    Verify(Verdict),
 }
 
 /// Replies that have come, and those that are waited for.
@@ -76,7 +69,6 @@ impl Gather {
         let replies: Vec<&[u8]> =
             self.replies.iter().map(|reply| reply.as_deref().unwrap_or_default()).collect();
         let failed = |reply: &&[u8]| match self.how {
-            // Who may not ask scans without knowing.
             How::Verify(_) => reply.first() == Some(&b'-') && !reply.starts_with(b"-NOPERM"),
             _ => reply.first() == Some(&b'-'),
         };
@@ -91,7 +83,7 @@ impl Gather {
         let written = match &self.how {
             How::Merge(merge) => self.push_merged(*merge, &replies, out),
             How::Page(page) => replies.first().and_then(|reply| page.push(reply, out)),
-            How::Verify(page) => self.still(page, &replies).map(|still| push_end(still, out)),
+            How::Verify(verdict) => replies.first().and_then(|reply| verdict.push(reply, out)),
         };
         if written.is_none() {
             out.truncate(before);
@@ -177,23 +169,6 @@ impl Gather {
             }
         }
         Some(())
-    }
-
-    /// Does every server say that the slots are shared out as they were?
-    fn still(&self, page: &Page, replies: &[&[u8]]) -> Option<bool> {
-        let mut still = true;
-        for (reply, server) in replies.iter().zip(&self.servers) {
-            if reply.starts_with(b"-") {
-                continue;
-            }
-            let (value, _) = resp::decode(reply, &Limits::default()).ok()??;
-            let mut slots = Slots::default();
-            for (index, primary) in (0..).zip(topology::read(&value, server)?.primaries) {
-                primary.slots.iter().for_each(|slot| slots.set_owner(slot.number(), index));
-            }
-            still &= page.knows(slots.partition());
-        }
-        Some(still)
     }
 }
 
