@@ -213,6 +213,7 @@ impl Pool {
             rering_at: None,
             counters,
             flux: Vec::new(),
+            scripts: Scripts::default(),
         }
     }
 }
@@ -278,20 +279,6 @@ impl Engine {
         let servers =
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
         self.core.pools.push(Pool::new(setup, servers, profile, Arc::default()));
-            setup.servers.into_iter().map(|address| self.core.add_server(pool, address)).collect();
-        self.core.pools.push(Pool {
-            route: setup.route,
-            servers,
-            profile,
-            client_password: setup.client_password,
-            timeout: setup.timeout,
-            server_connections: setup.server_connections.max(1),
-            backoff_min: setup.backoff_min,
-            backoff_max: setup.backoff_max,
-            counters: Arc::default(),
-            flux: Vec::new(),
-            scripts: Scripts::default(),
-        });
         pool
     }
 

@@ -31,9 +31,10 @@ impl Engine {
             }
         }
         if let Some(pool) = self.core.pools.get_mut(index) {
-            let flux = std::mem::take(&mut pool.flux);
+            let (flux, scripts) =
+                (std::mem::take(&mut pool.flux), std::mem::take(&mut pool.scripts));
             *pool = Pool::new(setup, servers, profile, pool.counters.clone());
-            pool.flux = flux;
+            (pool.flux, pool.scripts) = (flux, scripts);
         }
         self.core.rering(index as u16);
         if old_profile != profile {
