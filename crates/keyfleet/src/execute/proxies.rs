@@ -1,6 +1,7 @@
 //! Steps that start and stop proxies.
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     time::Duration,
 };
@@ -35,7 +36,7 @@ pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), Ste
     let cluster = context.cluster(&proxy.cluster)?;
     let source = default_password(&context.fleet, cluster);
     let password = resolve(&context.store, &cluster.name, "default", &source)
-        .map_err(|error| failed(name, error))?;
+        .map_err(|error| failed(name, &error))?;
     let members = context.members(&proxy.cluster)?;
     let directory = context.store.proxy_dir(name);
     store::make_directory(&directory)?;
@@ -46,12 +47,12 @@ pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), Ste
         seeds: members.iter().map(|member| member.address).collect(),
         password: password.map(|password| password.expose().to_owned()),
     };
-    let text = serde_json::to_string_pretty(&state).map_err(|error| failed(name, error))?;
+    let text = serde_json::to_string_pretty(&state).map_err(|error| failed(name, &error))?;
     store::replace(&directory.join(PROXY_STATE), text.as_bytes())?;
     let log = process::log_length(&directory);
-    let pid = process::start_proxy(&directory).map_err(|error| failed(name, error))?;
+    let pid = process::start_proxy(&directory).map_err(|error| failed(name, &error))?;
     let handle = Handle::below(pid, &context.store.proxies_dir(), name.as_str());
-    let handle = handle.map_err(|error| failed(name, error))?;
+    let handle = handle.map_err(|error| failed(name, &error))?;
     let mut wait = Wait::new(START);
     while !listens(state.listen).await {
         let ended = match &handle {
@@ -59,7 +60,7 @@ pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), Ste
             Some(handle) => timeout(Duration::ZERO, handle.exited()).await.is_ok(),
         };
         if ended {
-            return Err(failed(name, process::log_tail(&directory, log)));
+            return Err(failed(name, &process::log_tail(&directory, log)));
         }
         wait.pause(|| format!("proxy {name} listens at {}", state.listen)).await?;
     }
@@ -69,20 +70,20 @@ pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), Ste
 /// Ends a proxy: what it has under way is answered first.
 pub(super) async fn stop(context: &Context, name: &ProxyName) -> Result<(), StepError> {
     let Some(handle) = find(context, name)? else { return Ok(()) };
-    handle.signal(Signal::TERM).map_err(|error| failed(name, error))?;
+    handle.signal(Signal::TERM).map_err(|error| failed(name, &error))?;
     if timeout(STOP, handle.exited()).await.is_err() {
-        handle.signal(Signal::KILL).map_err(|error| failed(name, error))?;
+        handle.signal(Signal::KILL).map_err(|error| failed(name, &error))?;
         let killed = timeout(STOP, handle.exited()).await;
-        killed.map_err(|_| failed(name, "it can't be killed"))?.map_err(|e| failed(name, e))?;
+        killed.map_err(|_| failed(name, &"it can't be killed"))?.map_err(|e| failed(name, &e))?;
     }
     Ok(())
 }
 
 fn find(context: &Context, name: &ProxyName) -> Result<Option<Handle>, StepError> {
     let directory = context.store.proxies_dir();
-    let found = process::scan_proxies(&directory).map_err(|error| failed(name, error))?;
+    let found = process::scan_proxies(&directory).map_err(|error| failed(name, &error))?;
     let Some(pid) = found.get(name) else { return Ok(None) };
-    Handle::below(*pid, &directory, name.as_str()).map_err(|error| failed(name, error))
+    Handle::below(*pid, &directory, name.as_str()).map_err(|error| failed(name, &error))
 }
 
 /// Where the proxy can listen: where it did before, or at the first free port that the spec allows.
@@ -96,8 +97,8 @@ fn free_address(proxy: &Proxy, before: Option<SocketAddr>) -> Result<SocketAddr,
     let mut candidates = before.into_iter().chain(candidates);
     let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
     candidates.find(free).ok_or_else(|| match TcpListener::bind(wanted) {
-        Ok(_) => failed(&proxy.name, "its port is free again: look once more"),
-        Err(error) => failed(&proxy.name, format!("it can't listen at {wanted}: {error}")),
+        Ok(_) => failed(&proxy.name, &"its port is free again: look once more"),
+        Err(error) => failed(&proxy.name, &format!("it can't listen at {wanted}: {error}")),
     })
 }
 
@@ -111,6 +112,6 @@ async fn listens(address: SocketAddr) -> bool {
     TcpStream::connect(address).await.is_ok()
 }
 
-fn failed(proxy: &ProxyName, problem: impl ToString) -> StepError {
+fn failed(proxy: &ProxyName, problem: &dyn fmt::Display) -> StepError {
     StepError::Proxy { proxy: proxy.clone(), problem: problem.to_string() }
 }
