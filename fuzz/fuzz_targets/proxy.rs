@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use proxy::{
     engine::{
-        Action, ConnId, Engine, Limits, PoolSetup, Profile,
+        Action, ConnId, Engine, Limits, PoolSetup, Profile, Users,
         reply::{Framer, Scan},
         request::{Frame, Progress, RequestError, RequestLimits, frame, words},
     },
@@ -74,6 +74,7 @@ fn engine(wire: &[u8], piece: usize) {
         servers: Vec::new(),
         profile: Profile::default(),
         client_password: None,
+        users: Users::default(),
         timeout: Some(1_000),
         server_connections: 1,
         backoff_min: 1,

@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use keyfleet::proxy::{Proxy, Setup};
-use proxy::{engine::Profile, route::Address};
+use proxy::{
+    engine::{Profile, Users},
+    route::Address,
+};
 
 /// A running proxy; dropping it ends it.
 pub struct Front {
@@ -21,6 +24,7 @@ impl Front {
             seeds: nodes.iter().map(|node| Address::Tcp(*node)).collect(),
             profile: Profile::default(),
             client_password: None,
+            users: Users::of_the_servers(),
         };
         let proxy = Proxy::start(setup, true).context("the proxy")?;
         let Address::Tcp(address) = *proxy.listen() else { bail!("it listens elsewhere") };

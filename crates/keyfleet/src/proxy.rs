@@ -15,7 +15,7 @@ use std::{
 use fleet::model::ClusterName;
 use proxy::{
     driver::{self, ListenError, Listener, Notice},
-    engine::{Limits, Micros, PoolSetup, Profile},
+    engine::{Limits, Micros, PoolSetup, Profile, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
@@ -47,6 +47,8 @@ pub struct Setup {
     pub profile: Profile,
     /// What clients must say in AUTH first; None: nothing.
     pub client_password: Option<String>,
+    /// Who else may be a client.
+    pub users: Users,
 }
 
 /// See [`PROXY_STATE`].
@@ -68,6 +70,7 @@ impl From<State> for Setup {
             seeds: state.seeds.into_iter().map(Address::Tcp).collect(),
             profile: Profile { password: state.password.clone(), ..Profile::default() },
             client_password: state.password,
+            users: Users::of_the_servers(),
         }
     }
 }
@@ -113,6 +116,7 @@ impl Proxy {
                 servers: Vec::new(),
                 profile: setup.profile.clone(),
                 client_password: setup.client_password.clone(),
+                users: setup.users.clone(),
                 timeout: Some(TIMEOUT),
                 server_connections: 1,
                 backoff_min: BACKOFF.0,

@@ -13,7 +13,9 @@ use std::{
 use pretend::{Rng, STEPS, tell, word};
 use protocol::{SlotSet, key_slot};
 use proxy::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
+    engine::{
+        Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, Users, reply, request,
+    },
     route::{Address, Primary, Route, Slots, Topology},
 };
 
@@ -90,6 +92,7 @@ impl World {
             servers: Vec::new(),
             profile: Profile::default(),
             client_password: None,
+            users: Users::default(),
             timeout: Some(1_000_000_000),
             server_connections: 1 + (seed % 2) as usize,
             backoff_min: 1_000,

@@ -11,7 +11,9 @@ use std::{
 
 use protocol::key_hash::twemproxy::{Distribution, Hash, KeyHash, RingServer};
 use proxy::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
+    engine::{
+        Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, Users, reply, request,
+    },
     route::{Address, Ejection, EjectionMode, Ring, Route},
 };
 
@@ -81,6 +83,7 @@ fn setup(rng: &mut Rng, faults: bool) -> PoolSetup {
         servers: live.iter().map(address).collect(),
         profile: Profile { database: 3 + u32::from(rng.chance(20)), ..Profile::default() },
         client_password: None,
+        users: Users::default(),
         timeout: faults.then_some(500_000),
         server_connections: 1 + rng.below(2),
         backoff_min: 1,

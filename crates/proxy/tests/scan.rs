@@ -8,7 +8,9 @@ use std::{
 
 use protocol::{SlotSet, key_slot};
 use proxy::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, reply, request},
+    engine::{
+        Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, Users, reply, request,
+    },
     route::{Address, Primary, Route, Slots, Topology},
 };
 
@@ -70,6 +72,7 @@ impl World {
             servers: Vec::new(),
             profile: Profile::default(),
             client_password: None,
+            users: Users::default(),
             timeout: None,
             server_connections: 1,
             backoff_min: 1,

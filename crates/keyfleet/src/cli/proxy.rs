@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proxy::{engine::Profile, route::Address};
+use proxy::{
+    engine::{Profile, Users},
+    route::Address,
+};
 
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
@@ -74,6 +77,8 @@ fn setup(args: &Args) -> Result<Setup, Failure> {
         seeds: args.connect.iter().map(|seed| address(seed)).collect::<Result<_, _>>()?,
         profile: Profile { password: password.clone(), ..Profile::default() },
         client_password: password,
+        // The cluster knows its users, and what each of them may.
+        users: Users::of_the_servers(),
     })
 }
 

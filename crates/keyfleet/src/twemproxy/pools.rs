@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use fleet::spec::nutcracker::{HostPort, Listen, Pool, ServerAddress};
 use protocol::key_hash::twemproxy::RingServer;
 use proxy::{
-    engine::{Micros, PoolReport, PoolSetup, Profile},
+    engine::{Micros, PoolReport, PoolSetup, Profile, Users},
     route::{Address, Ejection, EjectionMode, Ring, Route},
 };
 
@@ -39,6 +39,7 @@ pub(super) fn setup(pool: &Pool, ejected: EjectionMode, seed: u32) -> PoolSetup 
             ..Profile::default()
         },
         client_password: password,
+        users: Users::default(),
         timeout: pool.timeout_ms.map(micros),
         server_connections: pool.server_connections as usize,
         backoff_min: backoff.0,

@@ -7,6 +7,7 @@ use super::{
     output::Output,
     request::Progress,
     server::ConnId,
+    session::Session,
     slab::{Id, Slab},
     split::Split,
     stream::Stream,
@@ -20,6 +21,9 @@ pub struct Client {
     /// 2 or 3.
     pub(super) protocol: u8,
     pub(super) authenticated: bool,
+    /// Nothing about it matters to a request with one key: it is authenticated, and in no session
+    /// that has a say. See [`Client::settle`].
+    pub(super) plain: bool,
     /// In the list of those that have something to be written.
     pub(super) dirty: bool,
     pub(super) hold: Hold,
@@ -32,7 +36,10 @@ pub struct Client {
     pub(super) name: Option<Box<[u8]>>,
     /// The address of ours that it is connected to, if it has one.
     pub(super) local: Option<SocketAddr>,
+    /// Who it logged in as.
+    pub(super) user: Option<Box<[u8]>>,
     pub(super) work: Option<Box<Work>>,
+    pub(super) session: Option<Box<Session>>,
 }
 
 /// Where its requests go.
@@ -40,7 +47,7 @@ pub struct Client {
 pub enum Mode {
     /// To connections that others use too.
     Shared,
-    /// To one that is its own, in that state that it brought it into.
+    /// A large one goes to one that is its own meanwhile.
     Pinned(ConnId),
 }
 
@@ -54,6 +61,8 @@ pub(super) enum Hold {
     Server,
     /// What it asked before has to be answered first.
     Answers,
+    /// A connection of its own is not ready for its next request.
+    Session,
 }
 
 /// How far its end has come.
@@ -83,6 +92,8 @@ pub struct Work {
     /// How many bytes of those will be used.
     pub(super) parked_live: usize,
     pub(super) output: Output,
+    /// The output ends in the middle of a reply.
+    pub(super) in_reply: bool,
 }
 
 /// What a request waits for.
@@ -147,6 +158,7 @@ impl Client {
             profile,
             protocol: 2,
             authenticated,
+            plain: authenticated,
             dirty: false,
             hold: Hold::None,
             ending: Ending::No,
@@ -155,7 +167,9 @@ impl Client {
             number,
             name: None,
             local: None,
+            user: None,
             work: None,
+            session: None,
         }
     }
 
@@ -271,6 +285,7 @@ impl Client {
     /// The beginning of a reply that is not whole yet, to the request that is next.
     pub(super) fn answer_part(&mut self, bytes: &[u8]) {
         if let Some(work) = self.work.as_deref_mut() {
+            work.in_reply = true;
             work.output.bytes().extend_from_slice(bytes);
         }
     }

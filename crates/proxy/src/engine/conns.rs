@@ -89,7 +89,7 @@ impl Core {
         }
     }
 
-    fn link(&mut self, server: u16, profile: u16) -> Option<&mut Link> {
+    pub(super) fn link(&mut self, server: u16, profile: u16) -> Option<&mut Link> {
         let server = self.servers.get_mut(usize::from(server))?;
         server.links.iter_mut().find(|link| link.profile == profile)
     }
@@ -274,6 +274,7 @@ impl Engine {
         let pending = std::mem::take(&mut conn.pending);
         let (streaming, keeps) = (conn.streaming, conn.keeps);
         let (index, profile) = (conn.server, conn.profile);
+        let private = conn.private.take();
         self.core.turn.woken.append(&mut conn.waiting);
         let mut pool_index = 0;
         if let Some(server) = self.core.servers.get_mut(usize::from(index)) {
@@ -305,8 +306,13 @@ impl Engine {
                 self.lost(pool_index, profile, pending, bytes, unsent, error);
             } else if pending.kind == Kind::Request {
                 self.fail(&pending, error);
+            } else if let Kind::Session(role) = pending.kind {
+                self.fail_session(&pending, role, error);
             }
             from += pending.length;
+        }
+        if let Some(private) = private {
+            self.private_lost(id, private, error);
         }
     }
 
@@ -377,15 +383,17 @@ impl Engine {
             let server = self.core.servers.get(usize::from(conn.server));
             let pool = server.and_then(|server| self.core.pools.get(usize::from(server.pool)));
             let timeout = pool.and_then(|pool| pool.timeout);
+            let patient = conn.private.is_some_and(|private| private.patient) && conn.connected;
             if let Some((client, since)) = conn.stalled
                 && since + self.core.limits.stall <= now
             {
                 self.close_client(client);
             }
-            if let Some(timeout) = timeout {
+            if let Some(timeout) = timeout.filter(|_| !patient) {
                 self.expire(id, timeout);
             }
         }
+        self.resubscribe_due();
     }
 
     /// Answers what a connection did not answer in time.
@@ -399,7 +407,7 @@ impl Engine {
             }
             let mut late = *pending;
             let server = conn.server;
-            if late.kind == Kind::Prologue {
+            if matches!(late.kind, Kind::Prologue | Kind::Session(_)) {
                 self.core.count_fault(server, late.at);
                 self.kill_conn(id, error::TIMED_OUT);
                 return;
@@ -433,7 +441,8 @@ impl Engine {
     /// When [`Engine::tick`] is to be called; None: nothing waits.
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
-        let often = (waits || self.core.stalls > 0).then(|| self.core.ticked + TICK);
+        let often = waits || self.core.stalls > 0 || !self.core.adrift.is_empty();
+        let often = often.then(|| self.core.ticked + TICK);
         often.into_iter().chain(self.core.limbo.due()).chain(self.core.next_return()).min()
     }
 }

@@ -15,6 +15,7 @@ use super::{
     server::{ConnId, Kind, Pending},
     split::{Merge, Split, push_number},
 };
+use crate::route::Target;
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +181,7 @@ impl Core {
         let Some(command) = commands::lookup(frame.name.of(request)) else {
             return self.refuse_unknown(id, client, frame.name.of(request));
         };
-        if client.authenticated
+        if client.plain
             && command.route == Way::OneSlot
             && command.only_key() == Some(1)
             && command.takes(frame.words as usize)
@@ -219,9 +220,15 @@ impl Core {
         }
         if !command.takes(frame.words as usize) {
             let name = command.name;
+            client.abort_transaction();
             let text = format!("-ERR wrong number of arguments for '{name}' command\r\n");
             self.reply(id, client, text.as_bytes());
             return Outcome::Taken;
+        }
+        if client.session.is_some()
+            && let Some(outcome) = self.in_session(id, client, &arguments, command)
+        {
+            return outcome;
         }
         match command.route {
             Way::OneSlot => self.dispatch_one_slot(id, client, &arguments, command),
@@ -241,10 +248,7 @@ impl Core {
             Way::Local if concerns_servers(command) => {
                 self.answer_for_servers(id, client, &arguments, command)
             }
-            Way::Local => {
-                self.answer_locally(id, client, &arguments, command);
-                Outcome::Taken
-            }
+            Way::Local => self.answer_locally(id, client, &arguments, command),
             Way::Refused(why) => {
                 let text = format!("-ERR '{}' is not served: {why}\r\n", command.name);
                 self.reply(id, client, text.as_bytes());
@@ -253,41 +257,59 @@ impl Core {
             Way::AnyNode => self.ask_any(id, client, &arguments, command),
             Way::AllPrimaries(merge) => self.ask_all(id, client, &arguments, command, merge),
             Way::Scan => self.scan(id, client, &arguments),
-            Way::Session(_) => {
-                let text = format!("-ERR '{}' is not served\r\n", command.name);
-                self.reply(id, client, text.as_bytes());
-                Outcome::Taken
-            }
+            Way::Session(session) => self.begin_session(id, client, &arguments, command, session),
         }
     }
 
     /// A request whose keys have to be in one place.
-    fn dispatch_one_slot(
+    pub(super) fn dispatch_one_slot(
         &mut self,
         id: ClientId,
         client: &mut Client,
         arguments: &Request<'_>,
         command: &'static Command,
     ) -> Outcome {
-        let Ok(keys) = command.keys(arguments) else {
-            let text = b"-ERR Number of keys can't be greater than number of args\r\n";
-            self.reply(id, client, text);
-            return Outcome::Taken;
-        };
-        let mut keys = keys.filter_map(|index| arguments.get(index));
-        let first = keys.next().unwrap_or_default();
-        let is_ring = self.is_ring(client.pool);
-        // In a ring the first key decides for what twemproxy serves, as it does there.
-        let first_decides = is_ring && command.twemproxy == Twemproxy::FirstKey;
-        if !first_decides && let Some(pool) = self.pools.get(usize::from(client.pool)) {
-            let lane = pool.route.target(first).lane;
-            if keys.any(|key| pool.route.target(key).lane != lane) {
-                self.reply(id, client, if is_ring { error::APART } else { error::CROSS_SLOT });
-                return Outcome::Taken;
+        match self.only_place(client, arguments, command) {
+            Ok(place) => {
+                let key = place.map(|(key, _)| key).unwrap_or_default();
+                let nature = Nature::of(command, arguments);
+                self.forward(id, client, arguments.bytes, key, nature)
+            }
+            Err(error) => {
+                self.reply(id, client, error);
+                Outcome::Taken
             }
         }
-        let nature = Nature::of(command, arguments);
-        self.forward(id, client, arguments.bytes, first, nature)
+    }
+
+    /// The first of a request's keys and the place they all belong to; None where it has none.
+    /// An error's text where they have no place in common.
+    pub(super) fn only_place<'a>(
+        &self,
+        client: &Client,
+        arguments: &'a Request<'_>,
+        command: &'static Command,
+    ) -> Result<Option<(&'a [u8], Target)>, &'static [u8]> {
+        let Ok(keys) = command.keys(arguments) else {
+            return Err(b"-ERR Number of keys can't be greater than number of args\r\n");
+        };
+        let Some(pool) = self.pools.get(usize::from(client.pool)) else { return Ok(None) };
+        let is_ring = pool.route.is_ring();
+        // In a ring the first key decides for what twemproxy serves, as it does there.
+        let first_decides =
+            is_ring && command.route == Way::OneSlot && command.twemproxy == Twemproxy::FirstKey;
+        let mut place: Option<(&[u8], Target)> = None;
+        for key in keys.filter_map(|index| arguments.get(index)) {
+            let target = pool.route.target(key);
+            match place {
+                Some((_, first)) if first.lane != target.lane && !first_decides => {
+                    return Err(if is_ring { error::APART } else { error::CROSS_SLOT });
+                }
+                Some(_) => {}
+                None => place = Some((key, target)),
+            }
+        }
+        Ok(place)
     }
 
     fn dispatch_inline(&mut self, id: ClientId, client: &mut Client, request: &[u8]) -> Outcome {
@@ -306,6 +328,7 @@ impl Core {
 
     #[cold]
     fn refuse_unknown(&mut self, id: ClientId, client: &mut Client, name: &[u8]) -> Outcome {
+        client.abort_transaction();
         let shown: String = String::from_utf8_lossy(name)
             .chars()
             .take(64)

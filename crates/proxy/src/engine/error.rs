@@ -11,6 +11,12 @@ pub(super) const CROSS_SLOT: &[u8] =
     b"-CROSSSLOT Keys in request don't hash to the same slot (give them a common {tag})\r\n";
 pub(super) const APART: &[u8] =
     b"-CROSSSLOT Keys in request don't belong to the same server (give them a common {tag})\r\n";
+/// To a request of a session, after which its connection was lost.
+pub(super) const SESSION_LOST: &[u8] = b"-ERR the connection to the server was lost\r\n";
+pub(super) const EXEC_LOST: &[u8] =
+    b"-ERR the connection to the server was lost: EXEC may have been executed or not\r\n";
+pub(super) const EXEC_ABORT: &[u8] =
+    b"-EXECABORT Transaction discarded because of previous errors.\r\n";
 pub(super) const NO_AUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
 pub(super) const MAYBE: &[u8] =
     b"-ERR the server's connection was lost; the command may have been executed\r\n";

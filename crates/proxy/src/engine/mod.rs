@@ -17,6 +17,7 @@
 //! [`Engine::next_conn_to_write`] and [`Engine::next_client_to_write`] name, and does what
 //! [`Engine::next_action`] says; again while [`Engine::has_work`].
 
+mod blocking;
 mod client;
 mod conns;
 mod dispatch;
@@ -24,9 +25,13 @@ mod ejection;
 mod error;
 mod facade;
 mod fan;
+mod feed;
 mod gather;
+mod identity;
 mod local;
+mod login;
 mod output;
+mod private;
 mod redirect;
 mod reload;
 mod replies;
@@ -36,9 +41,12 @@ pub mod request;
 mod scan;
 mod scripts;
 mod server;
+mod session;
 pub mod slab;
 mod split;
 mod stream;
+mod subscription;
+mod transaction;
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
@@ -52,6 +60,7 @@ use self::{
 };
 pub use self::{
     client::{Client, Mode, Work},
+    login::{User, Users},
     report::{PoolReport, Queue, ServerReport},
     server::ConnId,
 };
@@ -59,6 +68,9 @@ use crate::{
     counters::{PoolCounters, ServerCounters},
     route::{Address, Route},
 };
+
+/// So much is read of what a client asks while its session doesn't let it be served.
+const HELD_BYTES_MAX: usize = 64 << 10;
 
 /// A point in time, or a span, in µs. Points count from whenever the driver started.
 pub type Micros = u64;
@@ -128,6 +140,8 @@ pub struct PoolSetup {
     pub profile: Profile,
     /// What clients have to say in AUTH before anything else.
     pub client_password: Option<String>,
+    /// Who may be a client beside those.
+    pub users: Users,
     /// A request that has no reply after so long is answered with an error.
     pub timeout: Option<Micros>,
     /// How many connections to each server.
@@ -187,6 +201,7 @@ pub(crate) struct Pool {
     servers: Vec<u16>,
     profile: u16,
     client_password: Option<String>,
+    users: login::Logins,
     timeout: Option<Micros>,
     server_connections: usize,
     backoff_min: Micros,
@@ -200,18 +215,19 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    fn new(setup: PoolSetup, servers: Vec<u16>, profile: u16, counters: Arc<PoolCounters>) -> Self {
+    fn new(setup: PoolSetup, servers: Vec<u16>, profile: u16, users: login::Logins) -> Self {
         Self {
             route: setup.route,
             servers,
             profile,
             client_password: setup.client_password,
+            users,
             timeout: setup.timeout,
             server_connections: setup.server_connections.max(1),
             backoff_min: setup.backoff_min,
             backoff_max: setup.backoff_max,
             rering_at: None,
-            counters,
+            counters: Arc::default(),
             flux: Vec::new(),
             scripts: Scripts::default(),
         }
@@ -243,6 +259,8 @@ struct Core {
     /// Connections that only answer what they were asked, and then end.
     retiring: usize,
     limbo: redirect::Limbo,
+    /// Clients with subscriptions that no connection carries at the moment.
+    adrift: Vec<ClientId>,
     scratch: dispatch::Scratch,
     /// How often, so to say, a number was drawn.
     draws: u64,
@@ -265,6 +283,7 @@ impl Engine {
             stalls: 0,
             retiring: 0,
             limbo: redirect::Limbo::default(),
+            adrift: Vec::new(),
             scratch: dispatch::Scratch::default(),
             draws: 0,
         };
@@ -272,13 +291,14 @@ impl Engine {
     }
 
     /// Adds a pool; its number is that of pools before it.
-    pub fn add_pool(&mut self, setup: PoolSetup) -> usize {
+    pub fn add_pool(&mut self, mut setup: PoolSetup) -> usize {
         let pool = self.core.pools.len();
+        let users = self.core.logins(std::mem::take(&mut setup.users));
         let profile = self.core.profile(setup.profile.clone());
         let servers = setup.servers.iter();
         let servers =
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
-        self.core.pools.push(Pool::new(setup, servers, profile, Arc::default()));
+        self.core.pools.push(Pool::new(setup, servers, profile, users));
         pool
     }
 
@@ -329,7 +349,7 @@ impl Engine {
         let (profile, open) = self.core.pools.get(pool).map_or((0, true), |pool| {
             pool.counters.clients.add(1);
             pool.counters.clients_ever.add(1);
-            (pool.profile, pool.client_password.is_none())
+            (pool.profile, self.core.is_open(pool))
         });
         self.clients.insert(Client::new(pool as u16, profile, open, self.core.clients_ever))
     }
@@ -364,14 +384,23 @@ impl Engine {
                 held.drain(..used);
             }
         }
+        // Who waits for its own session is read on, to some extent: its end must be noticed.
+        let reads = match client.hold {
+            Hold::None => true,
+            Hold::Answers | Hold::Session => held.len() < HELD_BYTES_MAX,
+            Hold::Limits | Hold::Server => false,
+        };
         self.core.keep_query(id, client, held);
-        client.hold == Hold::None && client.ending == Ending::No
+        reads && client.ending == Ending::No
     }
 
     /// A client won't send more. What it asked is answered, then it is closed.
     pub fn client_ended(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(id) else { return };
-        if client.ending == Ending::No {
+        if client.waits_for_data() {
+            // As with the engines: nobody is there to take what may come.
+            self.close_client(id);
+        } else if client.ending == Ending::No {
             client.ending = Ending::Ended;
             self.core.break_stream(client);
             client.mark(id, &mut self.core.turn);
@@ -406,6 +435,9 @@ impl Engine {
         turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
             conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
         }));
+        for conn in client.session.iter().flat_map(|session| session.conns()) {
+            self.kill_conn(conn, error::LOST);
+        }
     }
 
     /// Ends the turn's work: goes on with what had to wait and may go on now.

@@ -86,13 +86,13 @@ impl Limbo {
 }
 
 /// What an error reply asks for.
-enum Wanted {
+pub(super) enum Wanted {
     Moved { slot: Slot, address: Address },
     Ask { address: Address },
     Patience,
 }
 
-fn wanted(reply: &[u8], asked: &Address) -> Option<Wanted> {
+pub(super) fn wanted(reply: &[u8], asked: &Address) -> Option<Wanted> {
     let text = std::str::from_utf8(reply.strip_prefix(b"-")?).ok()?;
     let error = ServerError::parse(text.trim_end());
     let address = |host: &str, port| match host {
@@ -258,7 +258,7 @@ impl Core {
     }
 
     /// Notes the slot's new owner.
-    fn learn(&mut self, pool_index: u16, slot: Slot, address: Address) -> u16 {
+    pub(super) fn learn(&mut self, pool_index: u16, slot: Slot, address: Address) -> u16 {
         let server = self.add_server(usize::from(pool_index), Arc::new(address));
         let Some(pool) = self.pools.get_mut(usize::from(pool_index)) else { return server };
         let index = pool.servers.iter().position(|each| *each == server).unwrap_or_else(|| {

@@ -9,7 +9,8 @@ use super::{Core, Ending, Engine, Pool, PoolSetup, Route};
 impl Engine {
     /// Gives a pool other settings. Servers that stay keep their connections, unless these begin
     /// in another way now, their figures, and the time for which they are ejected.
-    pub fn replace_pool(&mut self, index: usize, setup: PoolSetup) {
+    pub fn replace_pool(&mut self, index: usize, mut setup: PoolSetup) {
+        let users = self.core.logins(std::mem::take(&mut setup.users));
         let profile = self.core.profile(setup.profile.clone());
         let Some(old) = self.core.pools.get_mut(index) else { return };
         let former = std::mem::take(&mut old.servers);
@@ -33,8 +34,9 @@ impl Engine {
         if let Some(pool) = self.core.pools.get_mut(index) {
             let (flux, scripts) =
                 (std::mem::take(&mut pool.flux), std::mem::take(&mut pool.scripts));
-            *pool = Pool::new(setup, servers, profile, pool.counters.clone());
-            (pool.flux, pool.scripts) = (flux, scripts);
+            let counters = pool.counters.clone();
+            *pool = Pool::new(setup, servers, profile, users);
+            (pool.counters, pool.flux, pool.scripts) = (counters, flux, scripts);
         }
         self.core.rering(index as u16);
         if old_profile != profile {
@@ -91,8 +93,10 @@ impl Core {
     fn discard_links(&mut self, server: u16) {
         let Some(server) = self.servers.get_mut(usize::from(server)) else { return };
         let links = std::mem::take(&mut server.links);
-        for conn in links.iter().flat_map(|link| &link.shared).flatten() {
-            self.discard_conn(*conn);
+        for link in &links {
+            for conn in link.shared.iter().flatten().chain(&link.spare) {
+                self.discard_conn(*conn);
+            }
         }
     }
 

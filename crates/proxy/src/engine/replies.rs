@@ -1,7 +1,7 @@
 //! From a server's bytes to replies, each to whom it belongs.
 
 use super::{
-    Action, ConnId, Engine, error,
+    Action, ClientId, ConnId, Engine, error,
     reply::Scan,
     server::{Kind, Pending},
 };
@@ -10,7 +10,7 @@ use super::{
 const STREAM_BYTES_MIN: usize = 4 << 10;
 
 /// How reading a connection's bytes ended.
-enum Read {
+pub(super) enum Read {
     /// So many bytes are done with; the rest waits for more.
     Upto(usize),
     /// Likewise, but the connection is not to be read until its client reads.
@@ -110,6 +110,9 @@ impl Engine {
     /// Passes on what is whole, or what may go ahead of the rest.
     fn read_replies(&mut self, id: ConnId, bytes: &[u8]) -> Read {
         let Some(conn) = self.core.conns.get_mut(id) else { return Read::Upto(0) };
+        if conn.private.is_some_and(|private| private.feed) {
+            return self.read_feed(id, bytes);
+        }
         let mut framer = conn.framer;
         // The reply at hand begins here, as far as it was not passed on; it was seen up to there.
         let mut start = 0;
@@ -133,8 +136,8 @@ impl Engine {
                     _ => return Read::Broken,
                 }
             };
-            if pending.kind == Kind::Request && self.must_wait(&pending) {
-                self.stall(id, &pending);
+            if pending.kind.is_for_client() && self.must_wait(&pending) {
+                self.stall(id, pending.client);
                 break Read::Stalled(start);
             }
             if seen - start >= STREAM_BYTES_MIN {
@@ -144,7 +147,7 @@ impl Engine {
                     Part::Passed => start = seen,
                     Part::Kept => {}
                     Part::MustWait => {
-                        self.stall(id, &pending);
+                        self.stall(id, pending.client);
                         break Read::Stalled(start);
                     }
                 }
@@ -187,22 +190,31 @@ impl Engine {
         })
     }
 
+    /// Has the client too much to read for more that it didn't ask for?
+    pub(super) fn is_full(&self, client: ClientId) -> bool {
+        self.clients
+            .get(client)
+            .is_some_and(|client| client.bytes_unsent() >= self.core.limits.waiting_bytes_hard)
+    }
+
     #[cold]
-    fn stall(&mut self, id: ConnId, pending: &Pending) {
+    pub(super) fn stall(&mut self, id: ConnId, client: ClientId) {
         let now = self.core.now;
         if let Some(conn) = self.core.conns.get_mut(id)
             && conn.stalled.is_none()
         {
-            conn.stalled = Some((pending.client, now));
+            conn.stalled = Some((client, now));
             self.core.stalls += 1;
             // Others are not to wait for this client.
-            self.core.retire(id);
+            if conn.private.is_none() {
+                self.core.retire(id);
+            }
         }
     }
 
     /// A whole reply, or the rest of one that was streamed. False: the connection is of no use.
     #[inline]
-    fn reply(&mut self, id: ConnId, reply: &[u8]) -> bool {
+    pub(super) fn reply(&mut self, id: ConnId, reply: &[u8]) -> bool {
         let Some(conn) = self.core.conns.get_mut(id) else { return false };
         // A message out of turn, which nobody here asked for.
         if reply.first() == Some(&b'>') && !conn.streaming {
@@ -252,6 +264,7 @@ impl Engine {
             Kind::Request => {}
             Kind::Discard | Kind::Asking => return true,
             Kind::Prologue => return self.prologue_reply(id, reply),
+            Kind::Session(role) => return self.session_reply(id, &pending, role, reply, streamed),
         }
         if let Some(client) = self.clients.get_mut(pending.client) {
             if streamed && !client.is_next(pending.number) {
@@ -259,6 +272,9 @@ impl Engine {
             }
             client.answer(pending.number, pending.part, reply, &mut self.core.splits);
             client.mark(pending.client, &mut self.core.turn);
+        }
+        if streamed {
+            self.long_reply_ended(pending.client);
         }
         true
     }
@@ -278,6 +294,9 @@ impl Engine {
         let Some(conn) = self.core.conns.get_mut(id) else { return Part::Kept };
         let begins = !conn.streaming;
         if begins && matches!(part.first(), Some(b'-' | b'>')) {
+            return Part::Kept;
+        }
+        if matches!(pending.kind, Kind::Session(_)) && !pending.kind.is_for_client() {
             return Part::Kept;
         }
         if pending.kind == Kind::Discard {

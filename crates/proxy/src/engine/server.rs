@@ -68,6 +68,21 @@ pub struct Conn {
     pub(super) stalled: Option<(ClientId, Micros)>,
     /// Clients that wait until it takes more.
     pub(super) waiting: Vec<ClientId>,
+    /// Where it isn't shared.
+    pub(super) private: Option<Private>,
+}
+
+/// What is special about a connection that belongs to one client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Private {
+    /// Nobody: it is not in use, or won't be when what it carries is answered.
+    pub owner: ClientId,
+    /// Its request may wait for data as long as it likes.
+    pub patient: bool,
+    /// It carries subscriptions and nothing else.
+    pub feed: bool,
+    /// A transaction was opened over it before: its user may.
+    pub opens: bool,
 }
 
 /// A request, or a part of one, on its way.
@@ -106,6 +121,41 @@ pub(super) enum Kind {
     Asking,
     /// Nobody wants it.
     Discard,
+    /// It came over a private connection.
+    Session(Role),
+}
+
+/// What a request over a private connection was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Watch,
+    /// A request that is queued after MULTI.
+    Step,
+    /// Likewise, but the client was told QUEUED already.
+    Queued,
+    /// EXEC.
+    End,
+    /// MULTI, which the client was told about already.
+    Opening,
+    /// A command that waits for data.
+    Blocked,
+    /// AUTH of a user that the proxy doesn't know.
+    Login,
+    /// SUBSCRIBE and the like.
+    Subscribing,
+    /// Subscribing again to what another connection carried.
+    Renewing,
+    /// Something that the client doesn't know of.
+    Silent,
+}
+
+impl Kind {
+    /// Does the reply, as it is, go to a client?
+    #[inline]
+    pub(super) fn is_for_client(self) -> bool {
+        use Role::{Blocked, End, Step};
+        matches!(self, Self::Request | Self::Session(Step | End | Blocked))
+    }
 }
 
 impl Conn {
@@ -129,6 +179,7 @@ impl Conn {
             streaming: false,
             stalled: None,
             waiting: Vec::new(),
+            private: None,
         }
     }
 

@@ -93,7 +93,7 @@ impl Core {
         progress: &Progress,
     ) -> Option<Outcome> {
         // The name and the key have to be here.
-        if progress.words.saturating_sub(progress.left) < 2 || !client.authenticated {
+        if progress.words.saturating_sub(progress.left) < 2 || !client.plain {
             return None;
         }
         let command = commands::lookup(progress.name.of(bytes))?;
