@@ -215,7 +215,7 @@ impl Client {
         }
         match asked {
             Asked::Echo(text) if reply.as_str() == Some(text) => {}
-            Asked::Increment(index) => return self.check_increment(*index, reply),
+            Asked::Increment(index) => self.check_increment(*index, reply),
             Asked::Set(pairs) if *reply == Value::Simple("OK".to_owned()) => {
                 for (index, text) in pairs {
                     self.note(*index, text, Some(Instant::now()));
