@@ -546,7 +546,11 @@ impl World {
                 server.outgoing.extend_from_slice(text.as_bytes());
             }
             let sign = if server.resp3 { '>' } else { '*' };
-            for name in server.channels.extract_if(.., |name| name.starts_with('s') && gone(name)) {
+            let lost = |name: &String| name.starts_with('s') && gone(name);
+            let (gone, kept) = std::mem::take(&mut server.channels).into_iter().partition(lost);
+            let gone: BTreeSet<String> = gone;
+            server.channels = kept;
+            for name in gone {
                 let text = format!("{sign}3\r\n{}{}:0\r\n", bulk("sunsubscribe"), bulk(&name));
                 server.outgoing.extend_from_slice(text.as_bytes());
             }
