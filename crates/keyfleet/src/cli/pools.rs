@@ -11,7 +11,9 @@ use crate::{
     twemproxy::{self, ControlError, Options, ServiceError},
 };
 
+// As a group it would have the name of the command's own arguments.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Serve the pools of a twemproxy's configuration file instead; SIGHUP, or changing it, has it
     /// read again
