@@ -199,15 +199,29 @@ impl Twins {
 /// An error tells the command and both answers.
 pub async fn compare(commands: usize, seed: u64) -> Result<()> {
     let pools = every_pool();
-    let twins = Twins::start(&pools).await?;
-    let _twemproxy = Proxy::nutcracker(&twins.files[0], &twins.side(0)).await?;
-    let _keyfleet = Proxy::keyfleet(&twins.files[1], &twins.side(1)).await?;
+    let mut tries = 0;
+    let (twins, _proxies) = loop {
+        match start_both(&pools).await {
+            Ok(started) => break started,
+            // Of so many ports one may be somebody else's by now.
+            Err(error) if tries < 3 => eprintln!("again: {error:#}"),
+            Err(error) => return Err(error),
+        }
+        tries += 1;
+    };
     let share = commands.div_ceil(pools.len());
     for (number, (pool, listen)) in pools.iter().zip(&twins.listen).enumerate() {
         differential::compare(*listen, &twins.backends(), share, seed + number as u64)
             .with_context(|| format!("{pool:?}"))?;
     }
     Ok(())
+}
+
+async fn start_both(pools: &[Pool]) -> Result<(Twins, [Proxy; 2])> {
+    let twins = Twins::start(pools).await?;
+    let twemproxy = Proxy::nutcracker(&twins.files[0], &twins.side(0)).await?;
+    let keyfleet = Proxy::keyfleet(&twins.files[1], &twins.side(1)).await?;
+    Ok((twins, [twemproxy, keyfleet]))
 }
 
 /// A running proxy; dropping it kills it.
