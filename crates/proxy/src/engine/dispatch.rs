@@ -296,8 +296,8 @@ impl Core {
         let Some(pool) = self.pools.get(usize::from(client.pool)) else { return Ok(None) };
         let is_ring = pool.route.is_ring();
         // In a ring the first key decides for what twemproxy serves, as it does there.
-        let first_decides =
-            is_ring && command.route == Way::OneSlot && command.twemproxy == Twemproxy::FirstKey;
+        let asks_one = matches!(command.route, Way::OneSlot | Way::Split(commands::Merge::Union));
+        let first_decides = is_ring && asks_one && command.twemproxy == Twemproxy::FirstKey;
         let mut place: Option<(&[u8], Target)> = None;
         for key in keys.filter_map(|index| arguments.get(index)) {
             let target = pool.route.target(key);
