@@ -109,7 +109,7 @@ fn session_reason(session: Session) -> &'static str {
         Session::Transaction => "a transaction in one slot",
         Session::Blocking => "it may wait",
         Session::Subscription => "messages arrive on it",
-        Session::Acknowledgement => "it is about that connection's writes",
+        Session::Acknowledgement => "only in a transaction: else writes go over connections that clients share",
     }
 }
 

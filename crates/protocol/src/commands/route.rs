@@ -64,7 +64,8 @@ pub enum Session {
     Blocking,
     /// Channels: (P)SUBSCRIBE on any node; SSUBSCRIBE where the channel's slot is.
     Subscription,
-    /// WAIT and WAITAOF: they ask for the writes of the connection they come over.
+    /// WAIT and WAITAOF: they ask for the writes of the connection they come over. Where clients
+    /// share connections that is only known in a transaction.
     Acknowledgement,
 }
 

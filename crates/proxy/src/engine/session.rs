@@ -139,7 +139,7 @@ impl Core {
             Sort::Acknowledgement => {
                 let name = command.name;
                 let text = format!(
-                    "-ERR '{name}' is not served: writes of several clients share connections\r\n"
+                    "-ERR '{name}' is not served: clients share the connections that writes go over\r\n"
                 );
                 self.reply(id, client, text.as_bytes());
                 Outcome::Taken
