@@ -328,6 +328,7 @@ async fn move_around(cluster: &RawCluster, times: usize) {
             atomic: AtomicSlots::None,
         };
         move_slots(&job, |_| ()).await.unwrap();
+        cluster.wait_calm().await.unwrap();
     }
 }
 

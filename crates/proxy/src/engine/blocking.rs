@@ -4,12 +4,13 @@
 //! the client goes, so does the connection: what would come is for nobody.
 
 use super::{
-    ClientId, ConnId, Core, Engine,
+    ClientId, ConnId, Core, Engine, Micros,
     client::Client,
     dispatch::{Outcome, Request},
+    error,
     server::{Pending, Role},
     session::Errand,
-    transaction::MOVES_MAX,
+    transaction::{DELAY, MOVES_MAX},
 };
 use protocol::commands::Command;
 
@@ -18,6 +19,9 @@ pub(super) struct Blocked {
     pub conn: ConnId,
     /// As it came, for sending it elsewhere when its slot moves.
     request: Box<[u8]>,
+    lane: Option<u16>,
+    /// It waits for its slot to settle, until then.
+    postponed: Option<(Micros, Pending)>,
 }
 
 impl Core {
@@ -44,11 +48,27 @@ impl Core {
         let place = target.map_or(Some(0), |target| target.server);
         let Some(conn) = self.take_private_at(id, client, place) else { return Outcome::Taken };
         self.set_patient(conn);
-        let blocked = Blocked { conn, request: request.bytes.into() };
+        let lane = target.map(|target| target.lane);
+        let blocked = Blocked { conn, request: request.bytes.into(), lane, postponed: None };
         client.session_mut().errand = Some(Errand::Blocked(blocked));
         client.settle();
         self.send_private(conn, id, client, request.bytes, Role::Blocked);
         Outcome::Taken
+    }
+
+    fn block_again(
+        &mut self,
+        conn: ConnId,
+        blocked: &mut Blocked,
+        pending: &Pending,
+        asking: bool,
+    ) {
+        blocked.conn = conn;
+        self.set_patient(conn);
+        if asking {
+            self.send_silent(conn, &[b"ASKING"], Role::Silent);
+        }
+        self.put_again(conn, pending, &blocked.request, pending.tries.saturating_add(1));
     }
 
     fn set_patient(&mut self, conn: ConnId) {
@@ -72,22 +92,56 @@ impl Engine {
         let Some(client) = self.clients.get_mut(pending.client) else { return true };
         let Some(session) = client.session.as_deref_mut() else { return true };
         if let Some(elsewhere) = moved
-            && pending.tries < MOVES_MAX
             && let Some(Errand::Blocked(blocked)) = &mut session.errand
-            && let Ok(conn) =
-                self.core.take_private(elsewhere.server, client.profile, pending.client)
         {
-            blocked.conn = conn;
-            self.core.set_patient(conn);
-            if elsewhere.asking {
-                self.core.send_silent(conn, &[b"ASKING"], Role::Silent);
+            let mut pending = *pending;
+            // It may have waited for long until it was told so.
+            if pending.tries <= 1 {
+                pending.at = self.core.now;
             }
-            self.core.put_again(conn, pending, &blocked.request, pending.tries + 1);
-            return true;
+            if !self.core.time_is_up(client.pool, &pending) {
+                let (owner, profile) = (pending.client, client.profile);
+                if pending.tries <= MOVES_MAX
+                    && let Ok(conn) = self.core.take_private(elsewhere.server, profile, owner)
+                {
+                    self.core.block_again(conn, blocked, &pending, elsewhere.asking);
+                } else {
+                    blocked.postponed = Some((self.core.now + DELAY, pending));
+                    self.core.postponed.push(owner);
+                }
+                return true;
+            }
         }
         session.errand = None;
         client.settle();
         self.pass_on(pending, reply);
         true
+    }
+
+    /// Goes on with a command that waited for its slot to settle.
+    pub(super) fn continue_blocked(&mut self, owner: ClientId) {
+        let Some(client) = self.clients.get_mut(owner) else { return };
+        let (profile, pool) = (client.profile, client.pool);
+        let Some(session) = client.session.as_deref_mut() else { return };
+        let Some(Errand::Blocked(blocked)) = &mut session.errand else { return };
+        let Some((due, pending)) = blocked.postponed.take() else { return };
+        if due > self.core.now {
+            blocked.postponed = Some((due, pending));
+            self.core.postponed.push(owner);
+            return;
+        }
+        let found = self.core.server_of(pool, blocked.lane);
+        let conn = found.and_then(|server| self.core.take_private(server, profile, owner).ok());
+        if let Some(conn) = conn {
+            self.core.block_again(conn, blocked, &pending, false);
+        } else if !self.core.time_is_up(pool, &pending) {
+            self.core.want_refresh(pool);
+            blocked.postponed = Some((self.core.now + DELAY, pending));
+            self.core.postponed.push(owner);
+        } else {
+            session.errand = None;
+            client.settle();
+            self.fail(&pending, error::SESSION_LOST);
+        }
     }
 }

@@ -394,6 +394,10 @@ impl Engine {
             }
         }
         self.resubscribe_due();
+        for id in std::mem::take(&mut self.core.postponed) {
+            self.continue_transaction(id);
+            self.continue_blocked(id);
+        }
     }
 
     /// Answers what a connection did not answer in time.
@@ -441,7 +445,8 @@ impl Engine {
     /// When [`Engine::tick`] is to be called; None: nothing waits.
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
-        let often = waits || self.core.stalls > 0 || !self.core.adrift.is_empty();
+        let later = !self.core.adrift.is_empty() || !self.core.postponed.is_empty();
+        let often = waits || later || self.core.stalls > 0;
         let often = often.then(|| self.core.ticked + TICK);
         often.into_iter().chain(self.core.limbo.due()).chain(self.core.next_return()).min()
     }

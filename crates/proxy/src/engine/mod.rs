@@ -261,6 +261,8 @@ struct Core {
     limbo: redirect::Limbo,
     /// Clients with subscriptions that no connection carries at the moment.
     adrift: Vec<ClientId>,
+    /// Clients whose session waits for a slot to settle.
+    postponed: Vec<ClientId>,
     scratch: dispatch::Scratch,
     /// How often, so to say, a number was drawn.
     draws: u64,
@@ -284,6 +286,7 @@ impl Engine {
             retiring: 0,
             limbo: redirect::Limbo::default(),
             adrift: Vec::new(),
+            postponed: Vec::new(),
             scratch: dispatch::Scratch::default(),
             draws: 0,
         };

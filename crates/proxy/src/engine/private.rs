@@ -6,7 +6,7 @@ use std::sync::Arc;
 use protocol::resp::encode_command;
 
 use super::{
-    ClientId, ConnId, Core,
+    ClientId, ConnId, Core, Route,
     client::{Awaited, Client},
     error,
     redirect::{Wanted, wanted},
@@ -166,6 +166,15 @@ impl Core {
         let sent = self.conns.get_mut(conn).and_then(|conn| conn.pending.back_mut());
         if let Some(sent) = sent {
             (sent.at, sent.tries) = (pending.at, tries);
+        }
+    }
+
+    /// Who has a slot now.
+    pub(super) fn server_of(&self, pool: u16, lane: Option<u16>) -> Option<u16> {
+        let pool = self.pools.get(usize::from(pool))?;
+        match &pool.route {
+            Route::Slots(slots) => pool.servers.get(usize::from(slots.owner(lane?)?)).copied(),
+            Route::Ring(_) => None,
         }
     }
 

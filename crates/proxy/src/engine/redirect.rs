@@ -226,7 +226,7 @@ impl Core {
         Ok(())
     }
 
-    fn time_is_up(&self, pool: u16, pending: &Pending) -> bool {
+    pub(super) fn time_is_up(&self, pool: u16, pending: &Pending) -> bool {
         let timeout = self.pools.get(usize::from(pool)).and_then(|pool| pool.timeout);
         pending.at + timeout.unwrap_or(TRY_FOR) <= self.now
     }

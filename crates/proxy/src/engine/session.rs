@@ -113,6 +113,10 @@ impl Core {
             return Some(client.wait_for_quiet());
         }
         if let Some(transaction) = &session.transaction {
+            if transaction.postponed.is_some() && command.name != "quit" {
+                client.hold = Hold::Session;
+                return Some(Outcome::Later);
+            }
             if transaction.open && !matches!(command.name, "quit" | "reset") {
                 return self.in_transaction(id, client, request, command);
             }

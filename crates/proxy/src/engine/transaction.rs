@@ -8,7 +8,7 @@
 //! it must not be executed.
 
 use super::{
-    ClientId, ConnId, Core, Engine,
+    ClientId, ConnId, Core, Engine, Micros,
     client::{Client, Hold},
     dispatch::{Outcome, Request},
     error,
@@ -29,6 +29,8 @@ pub(super) struct Transaction {
     pub ending: bool,
     /// Its connection was lost; what the client is told from then on.
     pub lost: Option<Box<[u8]>>,
+    /// What is waited for while its slot settles, and until when.
+    pub postponed: Option<(Micros, Vec<Pending>)>,
     /// None: it is not known yet where, or it is lost.
     pub conn: Option<ConnId>,
     /// How many WATCHes.
@@ -50,8 +52,11 @@ pub(super) struct Transaction {
 
 /// So much is kept of a transaction for queueing it again.
 const LOG_BYTES_MAX: usize = 64 << 10;
-/// How often a request is sent elsewhere because its slot has moved.
+/// How often a request is sent elsewhere at once because its slot has moved.
 pub(super) const MOVES_MAX: u16 = 5;
+
+/// The wait before it is sent again after that.
+pub(super) const DELAY: Micros = 20_000;
 
 const QUEUED: &[u8] = b"+QUEUED\r\n";
 const OK: &[u8] = b"+OK\r\n";
@@ -465,26 +470,37 @@ impl Engine {
         first: Pending,
         elsewhere: Elsewhere,
     ) -> bool {
-        if first.tries > MOVES_MAX {
-            return false;
-        }
         let Some(client) = self.clients.get_mut(owner) else { return false };
-        let profile = client.profile;
+        let (profile, pool) = (client.profile, client.pool);
         let Some(transaction) = client.transaction_mut() else { return false };
-        if transaction.log_is_cut {
+        if transaction.log_is_cut || self.core.time_is_up(pool, &first) {
             return false;
         }
-        let Ok(conn) = self.core.take_private(elsewhere.server, profile, owner) else {
-            return false;
-        };
-        transaction.conn = Some(conn);
-        let (log, sent) = (transaction.log.clone(), transaction.sent);
+        transaction.conn = None;
         let rest = self.core.conns.get_mut(id).map(|old| std::mem::take(&mut old.pending));
         let waiting: Vec<Pending> =
             std::iter::once(first).chain(rest.unwrap_or_default()).collect();
         self.core.close_private(id);
+        if first.tries <= MOVES_MAX
+            && let Ok(conn) = self.core.take_private(elsewhere.server, profile, owner)
+        {
+            self.queue_again(owner, conn, &waiting, elsewhere.asking);
+        } else {
+            // Servers may send it to and fro until all know the slot's owner.
+            transaction.postponed = Some((self.core.now + DELAY, waiting));
+            self.core.postponed.push(owner);
+        }
+        true
+    }
+
+    fn queue_again(&mut self, owner: ClientId, conn: ConnId, waiting: &[Pending], asking: bool) {
+        let Some(client) = self.clients.get_mut(owner) else { return };
+        let held = client.hold == Hold::Session;
+        let Some(transaction) = client.transaction_mut() else { return };
+        transaction.conn = Some(conn);
+        let (log, sent) = (transaction.log.clone(), transaction.sent);
         // Said before MULTI it holds until EXEC; after MULTI it would be queued itself.
-        if elsewhere.asking {
+        if asking {
             self.core.send_silent(conn, &[b"ASKING"], Role::Silent);
         }
         if sent {
@@ -493,7 +509,7 @@ impl Engine {
         let logged: Vec<&[u8]> = requests(&log).collect();
         let steps: Vec<&Pending> = waiting.iter().filter(|each| is_logged(each.kind)).collect();
         let told = logged.len().saturating_sub(steps.len());
-        let tries = first.tries + 1;
+        let tries = waiting.first().map_or(1, |first| first.tries.saturating_add(1));
         for (index, request) in logged.into_iter().enumerate() {
             match index.checked_sub(told).and_then(|index| steps.get(index)) {
                 Some(step) => self.core.put_again(conn, step, request, tries),
@@ -503,6 +519,43 @@ impl Engine {
         if let Some(end) = waiting.iter().find(|each| each.kind == Kind::Session(Role::End)) {
             self.core.put_again(conn, end, b"*1\r\n$4\r\nEXEC\r\n", tries);
         }
-        true
+        if held {
+            self.core.turn.woken.push(owner);
+        }
+    }
+
+    /// Goes on with a transaction that waited for its slot to settle.
+    pub(super) fn continue_transaction(&mut self, owner: ClientId) {
+        let Some(client) = self.clients.get_mut(owner) else { return };
+        let (profile, pool) = (client.profile, client.pool);
+        let Some(transaction) = client.transaction_mut() else { return };
+        let Some((due, waiting)) = transaction.postponed.take() else { return };
+        if due > self.core.now {
+            transaction.postponed = Some((due, waiting));
+            self.core.postponed.push(owner);
+            return;
+        }
+        let found = self.core.server_of(pool, transaction.lane);
+        let conn = found.and_then(|server| self.core.take_private(server, profile, owner).ok());
+        if let Some(conn) = conn {
+            self.queue_again(owner, conn, &waiting, false);
+        } else if waiting.first().is_some_and(|first| !self.core.time_is_up(pool, first)) {
+            self.core.want_refresh(pool);
+            transaction.postponed = Some((self.core.now + DELAY, waiting));
+            self.core.postponed.push(owner);
+        } else {
+            transaction.lost = Some(MOVING.into());
+            if transaction.ending {
+                client.session_mut().transaction = None;
+            }
+            client.settle();
+            if client.hold == Hold::Session {
+                self.core.turn.woken.push(owner);
+            }
+            for pending in &waiting {
+                let ends = pending.kind == Kind::Session(Role::End);
+                self.pass_on(pending, if ends { error::EXEC_ABORT } else { MOVING });
+            }
+        }
     }
 }
