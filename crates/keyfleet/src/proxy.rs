@@ -1,6 +1,8 @@
 //! The proxy in front of one cluster: its event loops, and a thread that keeps their picture of the
 //! cluster current.
 
+pub mod metrics;
+
 use std::{
     io,
     net::SocketAddr,
@@ -145,6 +147,11 @@ impl Proxy {
     /// Where it listens: a port 0 was replaced.
     pub fn listen(&self) -> &Address {
         &self.listen
+    }
+
+    /// Its figures; they can be asked for as long as it runs.
+    pub fn figures(&self) -> metrics::Source {
+        metrics::Source::new(Arc::downgrade(&self.loops))
     }
 
     /// Ends the loops, with their connections.

@@ -113,6 +113,8 @@ pub struct PoolCounters {
     pub clients: Counter,
     pub clients_ever: Counter,
     pub clients_ended: Counter,
+    /// Connections that were closed at once, because there were too many.
+    pub clients_refused: Counter,
     pub clients_broken: Counter,
     pub requests: Counter,
     pub request_bytes: Counter,

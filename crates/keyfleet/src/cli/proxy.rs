@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -9,11 +10,12 @@ use proxy::{
     engine::{Profile, Users},
     route::Address,
 };
+use tokio::net::TcpListener;
 
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Setup, State},
+    proxy::{Proxy, ProxyError, Setup, State, metrics},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -41,6 +43,9 @@ pub struct Args {
     threads: u8,
     #[command(flatten)]
     pools: pools::Args,
+    /// Give figures away for Prometheus: http://ADDRESS/metrics
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -54,8 +59,17 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         Some(file) => read_state(file)?,
         None => setup(&args)?,
     };
+    let metrics = match args.metrics {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
+            Failure::user(format!("cannot give figures away at {address}")).because(&error)
+        })?),
+        None => None,
+    };
     let proxy = Proxy::start(setup, strict).map_err(|error| failure(&error))?;
     context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", proxy.listen()));
+    if let Some(listener) = metrics {
+        tokio::spawn(metrics::serve(listener, proxy.figures()));
+    }
     stop.await;
     proxy.stop().map_err(|error| Failure::environment("the proxy failed").because(&error))?;
     Ok(Exit::Done)

@@ -28,7 +28,9 @@ pub use self::{
 };
 use self::{resolver::Resolver, socket::Socket};
 use crate::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, Micros, PoolReport, PoolSetup},
+    engine::{
+        Action, ClientId, ConnId, Engine, Figures, Limits, Loss, Micros, PoolReport, PoolSetup,
+    },
     route::{Address, Topology},
 };
 
@@ -55,6 +57,7 @@ enum Message {
     Change(Box<Change>),
     Preconnect { pool: usize },
     Report(Sender<Vec<PoolReport>>),
+    Figures(Sender<Figures>),
     Stop,
 }
 
@@ -97,6 +100,11 @@ impl Running {
     /// When its engine's time began.
     pub fn started(&self) -> SystemTime {
         self.started
+    }
+
+    /// Asks for its figures; they come at the end of the turn that is at hand, if it still runs.
+    pub fn figures(&self, answers: Sender<Figures>) {
+        self.send(Message::Figures(answers));
     }
 
     /// Asks it to end.
@@ -290,6 +298,10 @@ impl Loop {
                 Message::Report(reports) => {
                     // Who asked may have stopped waiting.
                     let _ = reports.send(self.engine.report());
+                }
+                Message::Figures(answers) => {
+                    // Who asked may have stopped waiting.
+                    let _ = answers.send(self.engine.figures());
                 }
                 Message::Stop => self.stopping = true,
             }

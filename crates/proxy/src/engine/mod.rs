@@ -26,6 +26,7 @@ mod error;
 mod facade;
 mod fan;
 mod feed;
+mod figures;
 mod gather;
 mod identity;
 mod local;
@@ -62,6 +63,7 @@ pub use self::{
     client::{Client, Mode, Work},
     login::{User, Users},
     report::{PoolReport, Queue, ServerReport},
+    figures::{Figures, PoolFigures, ServerFigures},
     server::ConnId,
 };
 use crate::{

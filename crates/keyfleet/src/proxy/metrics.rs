@@ -1,0 +1,312 @@
+//! A proxy's figures as Prometheus reads them, and the small server that gives them away.
+//! Source: Prometheus, "Exposition formats", text format 0.0.4.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write as _},
+    io,
+    sync::{Weak, mpsc},
+    time::{Duration, Instant},
+};
+
+use proxy::{
+    counters::{Counter, PoolCounters, ServerCounters, bucket_end},
+    driver::Running,
+    engine::Figures,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+/// How long a loop may take to say what it is at.
+const REPORT: Duration = Duration::from_secs(1);
+/// How long a reader may take, from its connection to the last byte.
+const READER: Duration = Duration::from_secs(5);
+/// The pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A request's head may have so many bytes.
+const HEAD_BYTES_MAX: usize = 8 << 10;
+/// The histogram's buckets whose ends are shown, every second one: from 16 µs to 17 s.
+const SHOWN: std::ops::Range<usize> = 11..92;
+
+/// Where to ask for figures.
+#[derive(Clone)]
+pub struct Source {
+    loops: Weak<Vec<Running>>,
+}
+
+impl Source {
+    pub(super) fn new(loops: Weak<Vec<Running>>) -> Self {
+        Self { loops }
+    }
+
+    /// All figures as text. Blocks until each loop has answered, a second at most.
+    pub fn text(&self) -> String {
+        render(&self.ask())
+    }
+
+    fn ask(&self) -> Vec<Figures> {
+        let Some(loops) = self.loops.upgrade() else { return Vec::new() };
+        let (sender, answers) = mpsc::channel();
+        for each in loops.iter() {
+            each.figures(sender.clone());
+        }
+        drop((sender, loops));
+        let until = Instant::now() + REPORT;
+        let left = || until.saturating_duration_since(Instant::now());
+        std::iter::from_fn(|| answers.recv_timeout(left()).ok()).collect()
+    }
+}
+
+/// Answers `GET /metrics` for as long as it is polled.
+pub async fn serve(listener: TcpListener, source: Source) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let source = source.clone();
+                // Who doesn't ask, or doesn't read, does without.
+                tokio::spawn(timeout(READER, answer(stream, source)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a reader of the metrics");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, source: Source) -> io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        if head.len() > HEAD_BYTES_MAX || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let (status, text) = match (method, path) {
+        (b"GET", b"/metrics") => {
+            ("200 OK", spawn_blocking(move || source.text()).await.map_err(io::Error::other)?)
+        }
+        (b"GET", _) => ("404 Not Found", "The figures are at /metrics.\n".to_owned()),
+        _ => ("405 Method Not Allowed", "GET it.\n".to_owned()),
+    };
+    let length = text.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// A figure of a pool or a server: name, kind, help.
+type Family = (&'static str, &'static str, &'static str);
+type PoolFamily = (Family, fn(&PoolCounters) -> &Counter);
+type ServerFamily = (Family, fn(&ServerCounters) -> &Counter);
+
+const POOL: [PoolFamily; 10] = [
+    (("clients", "gauge", "Connections of clients."), |c| &c.clients),
+    (("clients_accepted_total", "counter", "Connections of clients, ever."), |c| &c.clients_ever),
+    (("clients_refused_total", "counter", "Connections that were one too many."), |c| {
+        &c.clients_refused
+    }),
+    (("clients_broken_total", "counter", "Clients that could not be understood."), |c| {
+        &c.clients_broken
+    }),
+    (("requests_total", "counter", "Requests that were forwarded."), |c| &c.requests),
+    (("request_bytes_total", "counter", "Bytes of those."), |c| &c.request_bytes),
+    (("response_bytes_total", "counter", "Bytes written to clients."), |c| &c.response_bytes),
+    (("forward_errors_total", "counter", "Requests that the proxy answered with an error."), |c| {
+        &c.forward_errors
+    }),
+    (("redirects_total", "counter", "MOVED and ASK that were followed."), |c| &c.redirects),
+    (("retries_total", "counter", "Requests that were sent again."), |c| &c.retries),
+];
+
+const SERVER: [ServerFamily; 8] = [
+    (("server_requests_total", "counter", "Requests for the server."), |c| &c.requests),
+    (("server_request_bytes_total", "counter", "Bytes of those."), |c| &c.request_bytes),
+    (("server_responses_total", "counter", "Replies of the server."), |c| &c.responses),
+    (("server_response_bytes_total", "counter", "Bytes of those."), |c| &c.response_bytes),
+    (("server_connections", "gauge", "Connections to the server."), |c| &c.connections),
+    (("server_connections_ended_total", "counter", "Connections that ended."), |c| &c.ended),
+    (("server_connections_failed_total", "counter", "Connections that could not be made."), |c| {
+        &c.broken
+    }),
+    (("server_timeouts_total", "counter", "Requests without a reply in time."), |c| &c.timed_out),
+];
+
+const LATENCY: Family = (
+    "server_latency_seconds",
+    "histogram",
+    "From a request's arrival at the proxy to its reply's.",
+);
+
+/// What is known of a server, of all loops together.
+#[derive(Default)]
+struct Total {
+    counters: [u64; SERVER.len()],
+    unanswered: u64,
+    unsent_bytes: u64,
+    latency: Vec<u64>,
+    latency_micros: u64,
+}
+
+fn render(loops: &[Figures]) -> String {
+    let mut out = String::new();
+    family(&mut out, &("threads", "gauge", "Event loops."), [("", loops.len())]);
+    let buffers: usize = loops.iter().map(|figures| figures.buffer_bytes).sum();
+    family(&mut out, &("buffer_bytes", "gauge", "Memory that buffers hold."), [("", buffers)]);
+    let pools = || loops.iter().flat_map(|figures| &figures.pools);
+    for (about, counter) in &POOL {
+        let sum: u64 = pools().map(|pool| counter(&pool.counters).get()).sum();
+        family(&mut out, about, [("", sum)]);
+    }
+    let mut servers: BTreeMap<String, Total> = BTreeMap::new();
+    for server in pools().flat_map(|pool| &pool.servers) {
+        let total = servers.entry(label(&server.address)).or_default();
+        for (sum, (_, counter)) in total.counters.iter_mut().zip(&SERVER) {
+            *sum += counter(&server.counters).get();
+        }
+        total.unanswered += server.unanswered as u64;
+        total.unsent_bytes += server.unsent_bytes as u64;
+        let counts = server.counters.latency.counts();
+        total.latency.resize(counts.len(), 0);
+        for (sum, count) in total.latency.iter_mut().zip(counts) {
+            *sum += count;
+        }
+        total.latency_micros += server.counters.latency.sum_micros();
+    }
+    for (index, (about, _)) in SERVER.iter().enumerate() {
+        let values = servers.iter().filter_map(|(label, total)| {
+            total.counters.get(index).map(|value| (label.as_str(), *value))
+        });
+        family(&mut out, about, values);
+    }
+    let queued = ("server_unanswered", "gauge", "Requests without a reply yet.");
+    family(&mut out, &queued, servers.iter().map(|(label, total)| (label, total.unanswered)));
+    let unsent = ("server_unsent_bytes", "gauge", "Bytes that wait to be written to the server.");
+    family(&mut out, &unsent, servers.iter().map(|(label, total)| (label, total.unsent_bytes)));
+    histograms(&mut out, &servers);
+    out
+}
+
+fn histograms(out: &mut String, servers: &BTreeMap<String, Total>) {
+    let name = LATENCY.0;
+    family(out, &LATENCY, std::iter::empty::<(&str, u64)>());
+    for (label, total) in servers {
+        let mut upto = 0;
+        for (index, count) in total.latency.iter().enumerate() {
+            upto += count;
+            if SHOWN.contains(&index) && (index - SHOWN.start).is_multiple_of(2) {
+                let end = bucket_end(index) as f64 / 1e6;
+                let _ = writeln!(out, "{PREFIX}{name}_bucket{{{label},le=\"{end}\"}} {upto}");
+            }
+        }
+        let _ = writeln!(out, "{PREFIX}{name}_bucket{{{label},le=\"+Inf\"}} {upto}");
+        let _ =
+            writeln!(out, "{PREFIX}{name}_sum{{{label}}} {}", total.latency_micros as f64 / 1e6);
+        let _ = writeln!(out, "{PREFIX}{name}_count{{{label}}} {upto}");
+    }
+}
+
+/// What all names begin with.
+pub const PREFIX: &str = "keyfleet_proxy_";
+
+fn family<L: Display, V: Display>(
+    out: &mut String,
+    (name, kind, help): &Family,
+    values: impl IntoIterator<Item = (L, V)>,
+) {
+    let _ = writeln!(out, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}");
+    for (label, value) in values {
+        let label = label.to_string();
+        let label = if label.is_empty() { label } else { format!("{{{label}}}") };
+        let _ = writeln!(out, "{PREFIX}{name}{label} {value}");
+    }
+}
+
+fn label(address: &impl Display) -> String {
+    let text = address.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("server=\"{text}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proxy::{
+        engine::{PoolFigures, ServerFigures},
+        route::Address,
+    };
+
+    use super::*;
+
+    /// Two loops with one server each, the same.
+    fn figures() -> Vec<Figures> {
+        let one = |requests: u64, micros: u64| {
+            let server = ServerFigures {
+                address: Arc::new(Address::parse("10.0.0.1:7000").unwrap()),
+                counters: Arc::default(),
+                unanswered: 2,
+                unsent_bytes: 10,
+            };
+            server.counters.requests.add(requests);
+            server.counters.latency.record(micros);
+            let pool = PoolFigures { counters: Arc::default(), servers: vec![server] };
+            pool.counters.clients.add(3);
+            Figures { buffer_bytes: 100, pools: vec![pool] }
+        };
+        vec![one(5, 30), one(6, 1_000_000)]
+    }
+
+    #[test]
+    fn loops_are_added_up() {
+        let text = render(&figures());
+        let check = |line: &str| {
+            let full = format!("{PREFIX}{line}");
+            assert!(text.lines().any(|each| each == full), "{full}\n{text}");
+        };
+        let server = "server=\"10.0.0.1:7000\"";
+        check("threads 2");
+        check("buffer_bytes 200");
+        check("clients 6");
+        check(&format!("server_requests_total{{{server}}} 11"));
+        check(&format!("server_unanswered{{{server}}} 4"));
+        check(&format!("server_latency_seconds_bucket{{{server},le=\"0.000016\"}} 0"));
+        check(&format!("server_latency_seconds_bucket{{{server},le=\"0.000032\"}} 1"));
+        check(&format!("server_latency_seconds_bucket{{{server},le=\"1.048576\"}} 2"));
+        check(&format!("server_latency_seconds_bucket{{{server},le=\"+Inf\"}} 2"));
+        check(&format!("server_latency_seconds_sum{{{server}}} 1.00003"));
+        check(&format!("server_latency_seconds_count{{{server}}} 2"));
+    }
+
+    #[test]
+    fn each_family_is_declared_once_and_bucket_ends_grow() {
+        let text = render(&figures());
+        let declared: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let mut once = declared.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), declared.len());
+        let ends: Vec<f64> = text
+            .lines()
+            .filter_map(|line| line.split_once("le=\"")?.1.split_once('"')?.0.parse().ok())
+            .collect();
+        assert!(ends.len() > 30 && ends.is_sorted(), "{ends:?}");
+        assert_eq!(ends.iter().filter(|end| end.is_infinite()).count(), 1);
+    }
+
+    #[test]
+    fn odd_addresses_are_escaped() {
+        let label = label(&Address::Unix("/a\"b\\c".into()));
+        assert_eq!(label, r#"server="/a\"b\\c""#);
+    }
+}
