@@ -16,11 +16,12 @@ use std::{
 
 use fleet::model::ClusterName;
 use proxy::{
-    driver::{self, ListenError, Listener, Notice},
+    driver::{self, Acceptor, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles},
     engine::{Limits, Micros, PoolSetup, Profile, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 /// A fleet's proxy reads what it is to do from this file of its directory. The file is only written
@@ -53,6 +54,15 @@ pub struct Setup {
     pub users: Users,
 }
 
+/// How clients are served, whatever it is that is served.
+#[derive(Clone, Debug, Default)]
+pub struct Service {
+    /// A second address, where clients have to speak TLS.
+    pub tls: Option<(Address, TlsFiles)>,
+    /// So many clients at once, at all addresses together.
+    pub clients_max: Option<usize>,
+}
+
 /// See [`PROXY_STATE`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -82,6 +92,8 @@ impl From<State> for Setup {
 pub enum ProxyError {
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot start the proxy's threads")]
     Threads(#[from] io::Error),
     #[error("{address} does not tell what its cluster looks like")]
@@ -94,6 +106,7 @@ pub enum ProxyError {
 pub struct Proxy {
     loops: Arc<Vec<driver::Running>>,
     listen: Address,
+    tls: Option<(Address, Arc<Acceptor>)>,
     control: JoinHandle<()>,
     /// Its end is the control thread's.
     end: Sender<Notice>,
@@ -103,16 +116,37 @@ impl Proxy {
     /// Starts to listen and to serve. With `strict`, a cluster that can't be asked now is an error;
     /// else it is asked again and again.
     pub fn start(setup: Setup, strict: bool) -> Result<Self, ProxyError> {
+        Self::start_with(setup, Service::default(), strict)
+    }
+
+    /// Likewise, for clients of its choice.
+    pub fn start_with(setup: Setup, service: Service, strict: bool) -> Result<Self, ProxyError> {
         let topology = match ask_any(&setup.seeds, &setup.profile) {
             Ok(topology) => Some(topology),
             Err(error) if strict => return Err(error),
             Err(_) => None,
         };
+        raise_open_files();
+        let crowd = service.clients_max.map(Crowd::new);
         let listeners = Listener::bind(&setup.listen, setup.threads, BACKLOG, None)?;
         let listen = listeners.first().map_or(&setup.listen, Listener::address).clone();
+        let plain = Terms { tls: None, crowd: crowd.clone() };
+        let mut shares: Vec<Vec<(usize, Listener)>> =
+            listeners.into_iter().map(|each| vec![(0, each.with_terms(plain.clone()))]).collect();
+        let mut tls = None;
+        if let Some((address, files)) = service.tls {
+            let acceptor = Arc::new(Acceptor::load(files)?);
+            let listeners = Listener::bind(&address, setup.threads, BACKLOG, None)?;
+            let address = listeners.first().map_or(&address, Listener::address).clone();
+            let terms = Terms { tls: Some(Arc::clone(&acceptor)), crowd };
+            for (share, listener) in shares.iter_mut().zip(listeners) {
+                share.push((0, listener.with_terms(terms.clone())));
+            }
+            tls = Some((address, acceptor));
+        }
         let (end, notices) = mpsc::channel();
         let mut loops = Vec::with_capacity(setup.threads);
-        for (number, listener) in listeners.into_iter().enumerate() {
+        for (number, listeners) in shares.into_iter().enumerate() {
             let pool = PoolSetup {
                 route: Route::Slots(Slots::default()),
                 servers: Vec::new(),
@@ -124,7 +158,7 @@ impl Proxy {
                 backoff_min: BACKOFF.0,
                 backoff_max: BACKOFF.1,
             };
-            let (name, listeners) = (format!("proxy-{number}"), vec![(0, listener)]);
+            let name = format!("proxy-{number}");
             loops.push(driver::start(
                 &name,
                 Limits::default(),
@@ -141,12 +175,22 @@ impl Proxy {
         }
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, listen, control, end })
+        Ok(Self { loops, listen, tls, control, end })
     }
 
     /// Where it listens: a port 0 was replaced.
     pub fn listen(&self) -> &Address {
         &self.listen
+    }
+
+    /// Where it listens for clients that speak TLS.
+    pub fn tls_listen(&self) -> Option<&Address> {
+        self.tls.as_ref().map(|(address, _)| address)
+    }
+
+    /// What reads its certificates again, where it has some.
+    pub fn certificates(&self) -> Option<Arc<Acceptor>> {
+        self.tls.as_ref().map(|(_, acceptor)| Arc::clone(acceptor))
     }
 
     /// Its figures; they can be asked for as long as it runs.
@@ -156,9 +200,19 @@ impl Proxy {
 
     /// Ends the loops, with their connections.
     pub fn stop(self) -> io::Result<()> {
+        self.drain(Duration::ZERO)
+    }
+
+    /// Takes no new clients, answers what those that are there have asked, and ends; after `span`
+    /// at the latest.
+    pub fn drain(self, span: Duration) -> io::Result<()> {
         let Self { loops, control, end, .. } = self;
         for each in loops.iter() {
-            each.stop();
+            if span.is_zero() {
+                each.stop();
+            } else {
+                each.drain(span);
+            }
         }
         drop(end);
         // It has a share in the loops until the last of their senders is gone.
@@ -167,6 +221,15 @@ impl Proxy {
             each.join()?;
         }
         Ok(())
+    }
+}
+
+/// As many open files as this process may have: each client is one.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -82,7 +82,7 @@ enum Command {
     /// Let nothing be changed for a while; what dies is healed
     Freeze(freeze::Args),
     /// Let plain clients use a cluster: serve them at one address
-    Proxy(proxy::Args),
+    Proxy(Box<proxy::Args>),
     /// Find what on this machine will hurt, with the command that mends it
     Doctor(doctor::Args),
     /// Print the JSON Schema of fleet.yaml
@@ -131,7 +131,7 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Down(args) => block_on(down::run(&context, args)),
         Command::Logs(args) => block_on(logs::run(&context, args)),
         Command::Handover(args) => block_on(handover::run(&context, args)),
-        Command::Proxy(args) => block_on(proxy::run(&context, args)),
+        Command::Proxy(args) => block_on(proxy::run(&context, *args)),
         Command::Freeze(args) => freeze::run(&context, &args),
     }
 }

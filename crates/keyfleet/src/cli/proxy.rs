@@ -4,18 +4,26 @@ use std::{
     env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use proxy::{
+    driver::{Acceptor, ClientAuthority, TlsFiles},
     engine::{Profile, Users},
     route::Address,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::Signal,
+    task::{block_in_place, spawn_blocking},
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Setup, State, metrics},
+    proxy::{Proxy, ProxyError, Service, Setup, State, metrics},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -44,15 +52,47 @@ pub struct Args {
     #[command(flatten)]
     pools: pools::Args,
     /// Give figures away for Prometheus: http://ADDRESS/metrics
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "twemproxy")]
     metrics: Option<SocketAddr>,
+    /// Clients at once; who comes beyond that is refused
+    #[arg(long, value_name = "N", conflicts_with = "twemproxy")]
+    clients_max: Option<usize>,
+    /// Seconds that it takes at most to answer what is under way when it is asked to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "twemproxy")]
+    drain: u32,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
+
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_field_names, reason = "named as the flags are")]
+struct TlsArgs {
+    /// Where clients connect with TLS; SIGHUP, or changing them, has the certificates read again
+    #[arg(long, value_name = "ADDRESS", requires_all = ["tls_cert", "tls_key"],
+        conflicts_with = "twemproxy")]
+    tls_listen: Option<String>,
+    /// The proxy's certificate (PEM), those that lead to a root after it
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_key: Option<PathBuf>,
+    /// Who vouches for clients (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_client_ca: Option<PathBuf>,
+    /// Serve clients without a certificate too
+    #[arg(long, requires = "tls_client_ca")]
+    tls_client_optional: bool,
+}
+
+/// How often certificates are looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if let Some(file) = &args.pools.twemproxy {
         return pools::serve(context, file, usize::from(args.threads), &args.pools).await;
     }
-    let stop = signals::asked_to_stop()?;
+    let stop = signals::asked_to_end(args.tls.tls_listen.is_none())?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let strict = args.state.is_none();
     let setup = match &args.state {
@@ -65,14 +105,69 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         })?),
         None => None,
     };
-    let proxy = Proxy::start(setup, strict).map_err(|error| failure(&error))?;
-    context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", proxy.listen()));
+    let proxy =
+        Proxy::start_with(setup, service(&args)?, strict).map_err(|error| failure(&error))?;
+    let tls = proxy.tls_listen().map(|address| format!(", with TLS at {address}"));
+    let (plain, tls) = (proxy.listen(), tls.unwrap_or_default());
+    context.printer.note(&format!("Serving at {plain}{tls}. Ctrl-C ends that."));
+    if let Some(certificates) = proxy.certificates() {
+        tokio::spawn(renew(certificates, signals::hangup()?));
+    }
     if let Some(listener) = metrics {
         tokio::spawn(metrics::serve(listener, proxy.figures()));
     }
     stop.await;
-    proxy.stop().map_err(|error| Failure::environment("the proxy failed").because(&error))?;
+    let span = Duration::from_secs(args.drain.into());
+    let mut drained = spawn_blocking(move || proxy.drain(span));
+    let ended = tokio::select! {
+        ended = &mut drained => ended.unwrap_or_else(|error| Err(error.into())),
+        // Once more: at once.
+        () = signals::asked_to_stop()? => return Ok(Exit::Done),
+    };
+    ended.map_err(|error| Failure::environment("the proxy failed").because(&error))?;
     Ok(Exit::Done)
+}
+
+fn service(args: &Args) -> Result<Service, Failure> {
+    let TlsArgs { tls_listen, tls_cert, tls_key, tls_client_ca, tls_client_optional } = &args.tls;
+    let tls = match (tls_listen, tls_cert, tls_key) {
+        (Some(listen), Some(certificate), Some(key)) => {
+            let authority = |roots: &PathBuf| ClientAuthority {
+                roots: roots.clone(),
+                required: !tls_client_optional,
+            };
+            let clients = tls_client_ca.as_ref().map(authority);
+            let (certificate, key) = (certificate.clone(), key.clone());
+            Some((address(listen)?, TlsFiles { certificate, key, clients }))
+        }
+        _ => None,
+    };
+    Ok(Service { tls, clients_max: args.clients_max })
+}
+
+/// Reads certificates again when they change, or when somebody says so.
+async fn renew(certificates: Arc<Acceptor>, mut hangup: Signal) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = String::new();
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            _ = hangup.recv() => last.clear(),
+        }
+        match block_in_place(|| certificates.reload()) {
+            Ok(true) => tracing::info!("new certificates"),
+            Ok(false) => last.clear(),
+            Err(error) => {
+                // A file may be half written; each error is told once.
+                let told = error.to_string();
+                if told != last {
+                    tracing::error!(%error, "the certificates stay as they are");
+                }
+                last = told;
+            }
+        }
+    }
 }
 
 fn read_state(file: &Path) -> Result<Setup, Failure> {
@@ -109,6 +204,7 @@ fn failure(error: &ProxyError) -> Failure {
         ProxyError::Topology { .. } | ProxyError::NoSeed => failure.hint(
             "give it a node of a cluster that runs: --connect HOST:PORT; its password in REDISCLI_AUTH",
         ),
+        ProxyError::Tls(_) => failure.hint("give it PEM files: --tls-cert FILE --tls-key FILE"),
         ProxyError::Threads(_) => failure,
     }
 }

@@ -4,11 +4,14 @@
 //! read and a write at either end, less where several come together. A read that doesn't fill the
 //! buffer has emptied the socket: it is not read again for an error that says so.
 //!
-//! TLS belongs between [`socket::Socket`] and the engine, which sees plain bytes only.
+//! TLS lies between a socket and the engine, which sees plain bytes only.
 
 mod change;
+mod crowd;
+mod drain;
 mod resolver;
 mod socket;
+mod tls;
 
 use std::{
     io::{self, ErrorKind},
@@ -24,9 +27,16 @@ use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 
 pub use self::{
     change::{Change, Listening},
-    socket::{ListenError, Listener},
+    crowd::Crowd,
+    socket::{ListenError, Listener, Terms},
+    tls::{Acceptor, ClientAuthority, TlsError, TlsFiles},
 };
-use self::{resolver::Resolver, socket::Socket};
+use self::{
+    crowd::Seat,
+    drain::{Drain, Lingering},
+    resolver::Resolver,
+    socket::Socket,
+};
 use crate::{
     engine::{
         Action, ClientId, ConnId, Engine, Figures, Limits, Loss, Micros, PoolReport, PoolSetup,
@@ -58,6 +68,7 @@ enum Message {
     Preconnect { pool: usize },
     Report(Sender<Vec<PoolReport>>),
     Figures(Sender<Figures>),
+    Drain(Duration),
     Stop,
 }
 
@@ -107,6 +118,12 @@ impl Running {
         self.send(Message::Figures(answers));
     }
 
+    /// Asks it to end well: it takes no new clients, answers what those that are there asked, and
+    /// ends, after `span` at the latest.
+    pub fn drain(&self, span: Duration) {
+        self.send(Message::Drain(span));
+    }
+
     /// Asks it to end.
     pub fn stop(&self) {
         self.send(Message::Stop);
@@ -152,6 +169,8 @@ pub fn start(
         messages,
         notices,
         resolver,
+        drain: None,
+        lingering: Vec::new(),
         stopping: false,
     };
     for (pool, listener) in listeners {
@@ -174,6 +193,8 @@ struct Place<T> {
     wanted: bool,
     /// The other end won't send more: reads go on until they say so.
     closing: bool,
+    /// Where clients are counted.
+    _seat: Option<Seat>,
 }
 
 /// Sockets that have more to read than their share of a turn.
@@ -197,6 +218,9 @@ struct Loop {
     messages: Receiver<Message>,
     notices: Sender<Notice>,
     resolver: Resolver,
+    /// It is about to end.
+    drain: Option<Drain>,
+    lingering: Vec<Lingering>,
     stopping: bool,
 }
 
@@ -225,7 +249,13 @@ impl Loop {
             if due.is_some_and(|due| due <= now) {
                 self.engine.tick();
             }
+            if self.drain.is_some() {
+                self.go_on_draining();
+            }
             self.flush();
+            if !self.lingering.is_empty() {
+                self.go_on_lingering();
+            }
         }
         Ok(())
     }
@@ -235,8 +265,12 @@ impl Loop {
         if !self.again.is_empty() || self.engine.has_work() {
             return Some(Duration::ZERO);
         }
-        let due = self.engine.next_tick()?;
-        Some(Duration::from_micros(due.saturating_sub(self.engine.now())))
+        let due = self.engine.next_tick();
+        let wait = due.map(|due| Duration::from_micros(due.saturating_sub(self.engine.now())));
+        if self.drain.is_some() || !self.lingering.is_empty() {
+            return Some(wait.map_or(drain::LOOK, |wait| wait.min(drain::LOOK)));
+        }
+        wait
     }
 
     fn event(&mut self, event: &Event) {
@@ -246,7 +280,11 @@ impl Loop {
             CLIENT => {
                 let Some(Some(place)) = self.clients.get_mut(index) else { return };
                 place.closing |= event.is_read_closed() || event.is_error();
-                if event.is_writable() && !place.writable {
+                if event.is_writable() && (!place.writable || place.socket.holds()) {
+                    if place.socket.flush().is_err() {
+                        self.lose_client(index);
+                        return;
+                    }
                     place.writable = true;
                     let id = place.id;
                     self.write_client(id);
@@ -303,25 +341,38 @@ impl Loop {
                     // Who asked may have stopped waiting.
                     let _ = answers.send(self.engine.figures());
                 }
+                Message::Drain(span) => self.begin_drain(span),
                 Message::Stop => self.stopping = true,
             }
         }
     }
 
     fn accept(&mut self, index: usize) {
+        if self.accept_some(index) {
+            self.again.push(Again::Listener(index));
+        }
+    }
+
+    /// May there be more?
+    fn accept_some(&mut self, index: usize) -> bool {
         for _ in 0..ACCEPTS_MAX {
-            let Some(Some((pool, listener))) = self.listeners.get(index) else { return };
+            let Some(Some((pool, listener))) = self.listeners.get(index) else { return false };
             let pool = *pool;
             let mut socket = match listener.accept() {
                 Ok(socket) => socket,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => {
                     // Too many open files, for one. What waits is tried again with the next turn
                     // that something else begins.
                     tracing::warn!(%error, "cannot accept a client");
-                    return;
+                    return false;
                 }
+            };
+            let Ok(seat) = listener.seat() else {
+                socket.refuse();
+                self.engine.client_refused(pool);
+                continue;
             };
             let id = self.engine.client_opened(pool);
             if let Some(address) = socket.local_address() {
@@ -333,11 +384,18 @@ impl Loop {
                 self.engine.client_gone(id);
                 continue;
             }
-            let place =
-                Place { id, socket, readable: true, writable: true, wanted: true, closing: false };
+            let place = Place {
+                id,
+                socket,
+                readable: true,
+                writable: true,
+                wanted: true,
+                closing: false,
+                _seat: seat,
+            };
             put(&mut self.clients, id.index(), place);
         }
-        self.again.push(Again::Listener(index));
+        true
     }
 
     fn read_client(&mut self, index: usize) {
@@ -348,14 +406,14 @@ impl Loop {
             }
             let id = place.id;
             match place.socket.read(&mut self.buffer) {
-                Ok(0) => {
+                Ok((0, _)) => {
                     place.readable = false;
                     place.wanted = false;
                     self.engine.client_ended(id);
                     return;
                 }
-                Ok(count) => {
-                    place.readable = count == self.buffer.len() || place.closing;
+                Ok((count, emptied)) => {
+                    place.readable = !emptied || place.closing;
                     let bytes = self.buffer.get(..count).unwrap_or_default();
                     let more = self.engine.client_bytes(id, bytes);
                     place.wanted = more;
@@ -380,12 +438,12 @@ impl Loop {
             }
             let id = place.id;
             match place.socket.read(&mut self.buffer) {
-                Ok(0) => {
+                Ok((0, _)) => {
                     self.lose_conn(index, Loss::Closed);
                     return;
                 }
-                Ok(count) => {
-                    place.readable = count == self.buffer.len() || place.closing;
+                Ok((count, emptied)) => {
+                    place.readable = !emptied || place.closing;
                     let bytes = self.buffer.get(..count).unwrap_or_default();
                     let more = self.engine.conn_bytes(id, bytes);
                     place.wanted = more;
@@ -501,7 +559,13 @@ impl Loop {
                 }
                 self.engine.forget_conn(id);
             }
-            Action::CloseClient(id) => self.lose_client(id.index()),
+            Action::CloseClient(id) => {
+                if let Some(mut place) = self.clients.get_mut(id.index()).and_then(Option::take) {
+                    self.engine.client_gone(place.id);
+                    place.socket.deregister(self.poll.registry());
+                    self.linger(place.socket);
+                }
+            }
             Action::ReadClient(id) => {
                 if let Some(Some(place)) = self.clients.get_mut(id.index())
                     && place.id == id
@@ -539,6 +603,7 @@ impl Loop {
                     writable: false,
                     wanted: true,
                     closing: false,
+                    _seat: None,
                 };
                 put(&mut self.conns, id.index(), place);
             }

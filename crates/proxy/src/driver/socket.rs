@@ -3,9 +3,10 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use mio::{
@@ -15,12 +16,20 @@ use mio::{
 };
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, Type};
 
+use super::{
+    crowd::{Crowd, Seat},
+    tls::{Acceptor, TlsSocket},
+};
 use crate::route::Address;
+
+/// What a client is told for whom there is no place.
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// A connection.
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsSocket>),
 }
 
 impl Socket {
@@ -43,6 +52,7 @@ impl Socket {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Tls(socket) => socket.stream.local_addr().ok(),
             Self::Unix(_) => None,
         }
     }
@@ -56,15 +66,29 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.register(registry, token, interest),
             Self::Unix(stream) => stream.register(registry, token, interest),
+            Self::Tls(socket) => socket.stream.register(registry, token, interest),
         }
     }
 
+    /// No events any more.
+    pub fn deregister(&mut self, registry: &Registry) {
+        // Without it there would be events for whoever gets the token next; they do no harm.
+        let _ = match self {
+            Self::Tcp(stream) => stream.deregister(registry),
+            Self::Unix(stream) => stream.deregister(registry),
+            Self::Tls(socket) => socket.stream.deregister(registry),
+        };
+    }
+
+    /// How many bytes came, 0 at the end, and whether they were all that there are for now.
     #[inline]
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+        let count = match self {
+            Self::Tcp(stream) => stream.read(buffer)?,
+            Self::Unix(stream) => stream.read(buffer)?,
+            Self::Tls(socket) => return socket.read(buffer),
+        };
+        Ok((count, count < buffer.len()))
     }
 
     #[inline]
@@ -72,7 +96,44 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
+            Self::Tls(socket) => socket.write(bytes),
         }
+    }
+
+    /// Was something taken that is not written yet?
+    #[inline]
+    pub fn holds(&self) -> bool {
+        matches!(self, Self::Tls(socket) if socket.holds())
+    }
+
+    /// Writes what it can of that.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if let Self::Tls(socket) = self {
+            socket.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more will come, after what it holds.
+    pub fn finish(&mut self) {
+        // Who is gone already need not be told.
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tls(socket) => {
+                socket.finish();
+                Ok(())
+            }
+        };
+    }
+
+    /// Tells a client that there is no place for it, as far as that goes without waiting.
+    pub fn refuse(&mut self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.write(TOO_MANY),
+            Self::Unix(stream) => stream.write(TOO_MANY),
+            Self::Tls(_) => Ok(0),
+        };
     }
 
     /// Why the connection could not be made; fine when it could.
@@ -80,6 +141,7 @@ impl Socket {
         let error = match self {
             Self::Tcp(stream) => stream.take_error()?,
             Self::Unix(stream) => stream.take_error()?,
+            Self::Tls(socket) => socket.stream.take_error()?,
         };
         error.map_or(Ok(()), Err)
     }
@@ -90,7 +152,19 @@ impl Socket {
 pub struct Listener {
     kind: Kind,
     address: Address,
+    terms: Terms,
 }
+
+/// Who may come in at a listener, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// Over TCP with TLS; a path is served without.
+    pub tls: Option<Arc<Acceptor>>,
+    pub crowd: Option<Arc<Crowd>>,
+}
+
+/// There are as many clients as may be.
+pub(super) struct Full;
 
 #[derive(Debug)]
 enum Kind {
@@ -131,6 +205,20 @@ impl Listener {
         }
     }
 
+    /// The same listener for some clients only.
+    #[must_use]
+    pub fn with_terms(self, terms: Terms) -> Self {
+        Self { terms, ..self }
+    }
+
+    /// A place for one more client; None: they are not counted.
+    pub(super) fn seat(&self) -> Result<Option<Seat>, Full> {
+        match &self.terms.crowd {
+            None => Ok(None),
+            Some(crowd) => crowd.enter().map(Some).ok_or(Full),
+        }
+    }
+
     /// Where it really listens: a port 0 was replaced.
     pub fn address(&self) -> &Address {
         &self.address
@@ -148,7 +236,10 @@ impl Listener {
             Kind::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                Ok(Socket::Tcp(stream))
+                match &self.terms.tls {
+                    None => Ok(Socket::Tcp(stream)),
+                    Some(acceptor) => Ok(Socket::Tls(Box::new(acceptor.accept(stream)?))),
+                }
             }
             Kind::Unix(listener) => Ok(Socket::Unix(listener.accept()?.0)),
         }
@@ -184,7 +275,11 @@ fn tcp(address: &Address, threads: usize, backlog: i32) -> io::Result<Vec<Listen
         socket.listen(backlog)?;
         let listener = TcpListener::from_std(socket.into());
         wanted = listener.local_addr()?;
-        listeners.push(Listener { kind: Kind::Tcp(listener), address: Address::Tcp(wanted) });
+        listeners.push(Listener {
+            kind: Kind::Tcp(listener),
+            address: Address::Tcp(wanted),
+            terms: Terms::default(),
+        });
     }
     Ok(listeners)
 }
@@ -208,8 +303,12 @@ fn unix(path: &Path, threads: usize, backlog: i32, mode: Option<u32>) -> io::Res
     let mut listeners = Vec::new();
     for _ in 1..threads {
         let kind = Kind::Unix(UnixListener::from_std(first.try_clone()?));
-        listeners.push(Listener { kind, address: address.clone() });
+        listeners.push(Listener { kind, address: address.clone(), terms: Terms::default() });
     }
-    listeners.push(Listener { kind: Kind::Unix(UnixListener::from_std(first)), address });
+    listeners.push(Listener {
+        kind: Kind::Unix(UnixListener::from_std(first)),
+        address,
+        terms: Terms::default(),
+    });
     Ok(listeners)
 }

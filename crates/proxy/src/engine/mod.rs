@@ -61,9 +61,9 @@ use self::{
 };
 pub use self::{
     client::{Client, Mode, Work},
+    figures::{Figures, PoolFigures, ServerFigures},
     login::{User, Users},
     report::{PoolReport, Queue, ServerReport},
-    figures::{Figures, PoolFigures, ServerFigures},
     server::ConnId,
 };
 use crate::{
@@ -364,6 +364,23 @@ impl Engine {
         if let Some(client) = self.clients.get_mut(id) {
             client.local = Some(address);
         }
+    }
+
+    /// Somebody connected for whom there was no place.
+    pub fn client_refused(&mut self, pool: usize) {
+        if let Some(pool) = self.core.pools.get(pool) {
+            pool.counters.clients_refused.add(1);
+        }
+    }
+
+    /// Is it between two requests, and does nothing that it sent wait, for data neither?
+    pub fn client_rests(&self, id: ClientId) -> bool {
+        self.clients.get(id).is_none_or(|client| {
+            let whole = |work: &Work| work.query.is_empty() && work.stream.is_none();
+            client.hold == Hold::None
+                && !client.waits_for_data()
+                && client.work.as_deref().is_none_or(whole)
+        })
     }
 
     /// A client sent something. False: it is not to be read until [`Action::ReadClient`].
