@@ -1,5 +1,7 @@
 //! `keyfleet proxy`: let plain clients use a cluster, or a ring of servers.
 
+mod top;
+
 use std::{
     env, fs,
     net::SocketAddr,
@@ -29,7 +31,10 @@ use crate::{
 const THREADS_MAX: i64 = 64;
 
 #[derive(Debug, clap::Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Nodes of the cluster to serve; the others are learned from them
     #[arg(
         long,
@@ -64,6 +69,12 @@ pub struct Args {
     tls: TlsArgs,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Show what a running proxy does now: rates, and how fast its servers answer
+    Top(top::Args),
+}
+
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_field_names, reason = "named as the flags are")]
 struct TlsArgs {
@@ -89,6 +100,9 @@ struct TlsArgs {
 const LOOK: Duration = Duration::from_secs(2);
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    if let Some(Command::Top(args)) = args.command {
+        return top::run(context, args).await;
+    }
     if let Some(file) = &args.pools.twemproxy {
         return pools::serve(context, file, usize::from(args.threads), &args.pools).await;
     }
