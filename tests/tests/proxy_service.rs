@@ -1,0 +1,432 @@
+//! How the proxy treats clients, in front of a server that answers when it is told to: its end, their
+//! number, TLS, and its figures.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use protocol::{
+    Value,
+    resp::{Decoder, Limits, encode_command},
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use tests::{differential::Wire, fleet::program, server::new_directory};
+
+const TIME_MAX: Duration = Duration::from_secs(20);
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + TIME_MAX;
+    while !holds() {
+        assert!(Instant::now() < until, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A cluster of one: GET is answered with the key, as long as its gate is open.
+struct Backend {
+    address: SocketAddr,
+    gate: Arc<(Mutex<bool>, Condvar)>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let gate = Arc::new((Mutex::new(true), Condvar::new()));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let backend = Self { address, gate: Arc::clone(&gate), asked: Arc::clone(&asked) };
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (gate, asked) = (Arc::clone(&gate), Arc::clone(&asked));
+                thread::spawn(move || answer(&stream.unwrap(), address, &gate, &asked));
+            }
+        });
+        backend
+    }
+
+    fn open(&self, open: bool) {
+        *self.gate.0.lock().unwrap() = open;
+        self.gate.1.notify_all();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(SeqCst)
+    }
+}
+
+fn answer(
+    mut stream: &TcpStream,
+    address: SocketAddr,
+    gate: &(Mutex<bool>, Condvar),
+    asked: &AtomicUsize,
+) {
+    let mut decoder = Decoder::new(Limits::default());
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        while let Some(request) = decoder.next().unwrap() {
+            let words = request.as_array().unwrap();
+            let text = |index: usize| words[index].as_str().unwrap();
+            let reply = match text(0) {
+                "GET" => {
+                    asked.fetch_add(1, SeqCst);
+                    drop(gate.1.wait_while(gate.0.lock().unwrap(), |open| !*open));
+                    format!("${}\r\n{}\r\n", text(1).len(), text(1))
+                }
+                "CLUSTER" => {
+                    let (ip, port) = (address.ip().to_string(), address.port());
+                    let node = format!("*3\r\n${}\r\n{ip}\r\n:{port}\r\n$1\r\nn\r\n", ip.len());
+                    format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}")
+                }
+                _ => "+OK\r\n".to_owned(),
+            };
+            if stream.write_all(reply.as_bytes()).is_err() {
+                return;
+            }
+        }
+        match stream.read(&mut piece) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => decoder.feed(&piece[..count]),
+        }
+    }
+}
+
+/// The program; dropping it kills it.
+struct Proxy {
+    child: Child,
+    plain: SocketAddr,
+    tls: Option<SocketAddr>,
+}
+
+impl Proxy {
+    fn start(backend: &Backend, args: &[&str]) -> Self {
+        let mut command = Command::new(program());
+        command.args(["proxy", "--listen", "127.0.0.1:0", "--connect"]);
+        command.arg(backend.address.to_string()).args(args);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        let addresses: Vec<SocketAddr> = line
+            .split([' ', ','])
+            .filter_map(|word| word.trim_end_matches('.').parse().ok())
+            .collect();
+        assert!(!addresses.is_empty(), "{line}");
+        thread::spawn(move || std::io::copy(&mut said, &mut std::io::stderr()));
+        Self { child, plain: addresses[0], tls: addresses.get(1).copied() }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the proxy ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn get(key: &str) -> Vec<Vec<u8>> {
+    vec![b"GET".to_vec(), key.as_bytes().to_vec()]
+}
+
+fn bulk(text: &str) -> Value {
+    Value::Bulk(text.into())
+}
+
+#[test]
+fn sigterm_leaves_nobody_without_an_answer() {
+    let backend = Backend::start();
+    let mut proxy = Proxy::start(&backend, &["--drain", "15", "--threads", "2"]);
+    let mut idle = Wire::open(proxy.plain).unwrap();
+    assert_eq!(idle.call(&[b"GET", b"a"]).unwrap(), bulk("a"));
+    backend.open(false);
+    let mut busy: Vec<Wire> = (0..8).map(|_| Wire::open(proxy.plain).unwrap()).collect();
+    for client in &mut busy {
+        client.send(&[get("x"), get("y"), get("z")]).unwrap();
+    }
+    // One that has sent half of what it asks.
+    let mut slow = TcpStream::connect(proxy.plain).unwrap();
+    slow.write_all(b"*2\r\n$3\r\nGET\r\n$4\r\nha").unwrap();
+    wait_until("the requests are there", || backend.asked() > 1);
+    proxy.signal("TERM");
+    wait_until("it listens no more", || TcpStream::connect(proxy.plain).is_err());
+    assert!(idle.reply().unwrap_err().to_string().contains("closed"));
+    assert!(proxy.child.try_wait().unwrap().is_none());
+    slow.write_all(b"lf\r\n").unwrap();
+    backend.open(true);
+    for client in &mut busy {
+        for key in ["x", "y", "z"] {
+            assert_eq!(client.reply().unwrap(), bulk(key));
+        }
+        assert!(client.reply().unwrap_err().to_string().contains("closed"));
+    }
+    let mut whole = String::new();
+    slow.read_to_string(&mut whole).unwrap();
+    assert_eq!(whole, "$4\r\nhalf\r\n");
+    drop((idle, busy, slow));
+    assert!(proxy.ended().success());
+}
+
+#[test]
+fn what_is_not_answered_in_time_does_not_keep_it() {
+    let backend = Backend::start();
+    let mut proxy = Proxy::start(&backend, &["--drain", "1"]);
+    backend.open(false);
+    let mut client = Wire::open(proxy.plain).unwrap();
+    client.send(&[get("a")]).unwrap();
+    wait_until("the request is there", || backend.asked() == 1);
+    proxy.signal("TERM");
+    assert!(proxy.ended().success());
+    client.reply().unwrap_err();
+}
+
+#[test]
+fn clients_beyond_the_limit_are_told_so() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(&backend, &["--clients-max", "2", "--threads", "2"]);
+    let open = || {
+        let mut client = Wire::open(proxy.plain).unwrap();
+        let answer = client.reply_or(b"PING");
+        (client, answer)
+    };
+    let (first, second) = (open(), open());
+    for (_, answer) in [&first, &second] {
+        assert_eq!(answer.as_deref(), Some("PONG"));
+    }
+    let refused = open().1;
+    // The answer may be lost with the connection, as the request was not read.
+    let told = "ERR max number of clients reached";
+    assert!(refused.is_none() || refused.as_deref() == Some(told), "{refused:?}");
+    drop(first);
+    wait_until("there is room again", || open().1.as_deref() == Some("PONG"));
+    drop(second);
+}
+
+trait ReplyOr {
+    /// The text of the answer; None where the connection was closed.
+    fn reply_or(&mut self, command: &[u8]) -> Option<String>;
+}
+
+impl ReplyOr for Wire {
+    fn reply_or(&mut self, command: &[u8]) -> Option<String> {
+        match self.call(&[command]).ok()? {
+            Value::Simple(text) | Value::Error(text) => Some(text),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Certificates in files, by one authority.
+struct Authority {
+    directory: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap();
+        let directory = new_directory().unwrap();
+        fs::write(directory.join("ca.pem"), root.pem()).unwrap();
+        Self { directory, issuer: Issuer::new(params, key), root: root.der().clone() }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.join(name).display().to_string()
+    }
+
+    /// Writes `name.pem` and `name.key`.
+    fn issue(&self, name: &str) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.file(&format!("{name}.pem")), certificate.pem()).unwrap();
+        certificate.der().clone()
+    }
+
+    /// Connects with the certificate of that name, where one is given.
+    fn connect(&self, address: SocketAddr, own: Option<&str>) -> Secure {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match own {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let chain = CertificateDer::from_pem_file(self.file(&format!("{name}.pem")));
+                let key = PrivateKeyDer::from_pem_file(self.file(&format!("{name}.key")));
+                builder.with_client_auth_cert(vec![chain.unwrap()], key.unwrap()).unwrap()
+            }
+        };
+        let session = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap());
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(TIME_MAX)).unwrap();
+        Secure { stream: StreamOwned::new(session.unwrap(), stream), decoder: Decoder::default() }
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new(&self.directory));
+    }
+}
+
+struct Secure {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    decoder: Decoder,
+}
+
+impl Secure {
+    fn call(&mut self, words: &[Vec<u8>]) -> std::io::Result<Value> {
+        let mut request = Vec::new();
+        encode_command(words, &mut request);
+        self.stream.write_all(&request)?;
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            if let Some(value) = self.decoder.next().unwrap() {
+                return Ok(value);
+            }
+            match self.stream.read(&mut piece)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => self.decoder.feed(&piece[..count]),
+            }
+        }
+    }
+
+    fn certificate(&self) -> CertificateDer<'static> {
+        self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+}
+
+#[test]
+fn tls_carries_all_sizes_beside_plain_clients() {
+    let (backend, authority) = (Backend::start(), Authority::new());
+    authority.issue("proxy");
+    let (certificate, key) = (authority.file("proxy.pem"), authority.file("proxy.key"));
+    let args = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
+    let proxy = Proxy::start(&backend, &args);
+    let mut plain = Wire::open(proxy.plain).unwrap();
+    let mut client = authority.connect(proxy.tls.unwrap(), None);
+    for size in [1, 100, 16_383, 16_384, 16_385, 65_536, 131_072, 3_000_000] {
+        let key = "k".repeat(size);
+        assert_eq!(client.call(&get(&key)).unwrap(), bulk(&key), "{size}");
+        assert_eq!(plain.call(&[b"GET", key.as_bytes()]).unwrap(), bulk(&key), "{size}");
+    }
+    // Nobody at the TLS address is served without it.
+    let mut wrong = Wire::open(proxy.tls.unwrap()).unwrap();
+    assert!(wrong.call(&[b"PING"]).is_err());
+}
+
+#[test]
+fn clients_show_certificates_where_they_must() {
+    let (backend, authority, stranger) = (Backend::start(), Authority::new(), Authority::new());
+    authority.issue("proxy");
+    authority.issue("client");
+    stranger.issue("client");
+    fs::copy(stranger.file("client.pem"), authority.file("stranger.pem")).unwrap();
+    fs::copy(stranger.file("client.key"), authority.file("stranger.key")).unwrap();
+    let files = ["proxy.pem", "proxy.key", "ca.pem"].map(|name| authority.file(name));
+    let [certificate, key, roots] = &files;
+    let check = |more: &[&str], own: Option<&str>, served: bool| {
+        let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key];
+        let args: Vec<&str> = tls.iter().chain(more).copied().collect();
+        let proxy = Proxy::start(&backend, &args);
+        let answer = authority.connect(proxy.tls.unwrap(), own).call(&get("a"));
+        assert_eq!(answer.is_ok(), served, "{more:?} {own:?} {answer:?}");
+    };
+    let required = ["--tls-client-ca", roots];
+    check(&required, None, false);
+    check(&required, Some("client"), true);
+    check(&required, Some("stranger"), false);
+    let optional = ["--tls-client-ca", roots, "--tls-client-optional"];
+    check(&optional, None, true);
+    check(&optional, Some("stranger"), false);
+}
+
+#[test]
+fn new_certificates_drop_nobody() {
+    let (backend, authority) = (Backend::start(), Authority::new());
+    let first = authority.issue("proxy");
+    let (certificate, key) = (authority.file("proxy.pem"), authority.file("proxy.key"));
+    let args = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
+    let proxy = Proxy::start(&backend, &args);
+    let address = proxy.tls.unwrap();
+    let mut old = authority.connect(address, None);
+    old.call(&get("a")).unwrap();
+    assert_eq!(old.certificate(), first);
+    // What cannot be used changes nothing.
+    fs::write(&certificate, "half").unwrap();
+    proxy.signal("HUP");
+    let second = authority.issue("proxy");
+    proxy.signal("HUP");
+    wait_until("the new certificate is shown", || {
+        let mut new = authority.connect(address, None);
+        new.call(&get("b")).unwrap();
+        new.certificate() == second
+    });
+    assert_eq!(old.call(&get("c")).unwrap(), bulk("c"));
+}
+
+#[test]
+fn figures_are_given_away() {
+    let backend = Backend::start();
+    let place = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let proxy = Proxy::start(&backend, &["--metrics", &place.to_string(), "--threads", "2"]);
+    let mut clients: Vec<Wire> = (0..4).map(|_| Wire::open(proxy.plain).unwrap()).collect();
+    for client in &mut clients {
+        client.call(&[b"GET", b"a"]).unwrap();
+    }
+    let ask = |request: &str| {
+        let mut stream = TcpStream::connect(place).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let answer = ask("GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let check = |line: &str| assert!(answer.lines().any(|each| each == line), "{line}: {answer}");
+    check("keyfleet_proxy_threads 2");
+    check("keyfleet_proxy_clients 4");
+    check("keyfleet_proxy_requests_total 4");
+    let server = format!("server=\"{}\"", backend.address);
+    check(&format!("keyfleet_proxy_server_requests_total{{{server}}} 4"));
+    check(&format!("keyfleet_proxy_server_latency_seconds_count{{{server}}} 4"));
+    assert!(ask("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
+}
