@@ -24,10 +24,7 @@ pub const PASSWORD_VARIABLES: [&str; 2] = ["REDISCLI_AUTH", "VALKEYCLI_AUTH"];
 /// The cluster that the node at this address belongs to.
 pub async fn observe(address: &str) -> Result<Observed, Failure> {
     let seed = resolve(address).await?;
-    let password = PASSWORD_VARIABLES.iter().find_map(|name| std::env::var(name).ok());
-    let login = password
-        .filter(|password| !password.is_empty())
-        .map(|password| Login { user: "default".to_owned(), password: Secret::new(password) });
+    let login = login();
     observe_foreign(seed, login.as_ref()).await.map_err(|error| {
         let hint = match &error {
             ForeignError::Client(client)
@@ -52,11 +49,18 @@ pub async fn observe(address: &str) -> Result<Observed, Failure> {
     })
 }
 
-async fn resolve(address: &str) -> Result<SocketAddr, Failure> {
+/// The user `default` with the password that the environment gives.
+pub fn login() -> Option<Login> {
+    let password = PASSWORD_VARIABLES.iter().find_map(|name| std::env::var(name).ok());
+    password
+        .filter(|password| !password.is_empty())
+        .map(|password| Login { user: "default".to_owned(), password: Secret::new(password) })
+}
+
+/// The socket address of `HOST:PORT`; port 6379 where none is said.
+pub async fn resolve(address: &str) -> Result<SocketAddr, Failure> {
     let whole = if address.contains(':') { address.to_owned() } else { format!("{address}:6379") };
-    let wrong = || {
-        Failure::user(format!("no address: {address:?}")).hint("such as --connect 127.0.0.1:7001")
-    };
+    let wrong = || Failure::user(format!("no address: {address:?}")).hint("such as 127.0.0.1:7001");
     match timeout(LOOKUP_DEADLINE, lookup_host(whole)).await {
         Ok(Ok(mut found)) => found.next().ok_or_else(wrong),
         Ok(Err(error)) => Err(wrong().because(&error)),

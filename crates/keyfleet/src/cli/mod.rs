@@ -10,6 +10,7 @@ mod down;
 mod freeze;
 mod guard;
 mod handover;
+mod import;
 mod init;
 mod lease;
 mod logs;
@@ -83,6 +84,9 @@ enum Command {
     Freeze(freeze::Args),
     /// Let plain clients use a cluster: serve them at one address
     Proxy(Box<proxy::Args>),
+    Proxy(proxy::Args),
+    /// Load RDB and append-only files into a running cluster or server
+    Import(Box<import::Args>),
     /// Find what on this machine will hurt, with the command that mends it
     Doctor(doctor::Args),
     /// Print the JSON Schema of fleet.yaml
@@ -132,6 +136,8 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Logs(args) => block_on(logs::run(&context, args)),
         Command::Handover(args) => block_on(handover::run(&context, args)),
         Command::Proxy(args) => block_on(proxy::run(&context, *args)),
+        Command::Import(args) => block_on(import::run(&context, *args)),
+        Command::Proxy(args) => block_on(proxy::run(&context, args)),
         Command::Freeze(args) => freeze::run(&context, &args),
     }
 }

@@ -9,6 +9,7 @@
 //! What was done is known to be done: [`Progress::low_water`] is the offset in the source up to
 //! which everything has been answered, which is where a load that was killed goes on.
 
+mod direct;
 mod lane;
 mod mend;
 mod steer;
@@ -16,21 +17,23 @@ mod table;
 
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use protocol::{Slot, resp::ServerError};
+use protocol::{Slot, resp::ServerError, slots::SLOT_COUNT};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
 
+pub use self::direct::Direct;
 use self::{
     lane::{Batch, Sent},
     mend::Stray,
@@ -51,6 +54,9 @@ const FLIGHT_BYTES: usize = 24 << 20;
 /// How many commands' refusals are kept with their text.
 const REFUSALS_MAX: usize = 1_000;
 
+/// How many keys that were there already are kept.
+const BUSY_MAX: usize = 1_000_000;
+
 /// Where commands go.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -64,6 +70,8 @@ pub enum Target {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub login: Option<Login>,
+    /// The database that commands are for. Clusters have only 0.
+    pub db: u64,
     /// How long a command that can't be done for now is tried again.
     pub patience: Duration,
     /// The highest latency that a probe may see at one time in a hundred; slower where it is higher.
@@ -72,7 +80,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { login: None, patience: Duration::from_secs(60), p99_max: None }
+        Self { login: None, db: 0, patience: Duration::from_secs(60), p99_max: None }
     }
 }
 
@@ -110,11 +118,83 @@ pub struct Progress {
     pub refused: AtomicU64,
     /// Commands that were sent again.
     pub repeated: AtomicU64,
+    /// Commands whose connection broke before they were answered: some may have been done twice.
+    pub lost: AtomicU64,
+    /// Commands of each slot that were sent again.
+    repeated_in: Repeats,
+    busy_keys: Mutex<BusyKeys>,
     refusals: Mutex<Vec<Refusal>>,
     waiting_for: Mutex<Option<String>>,
 }
 
+#[derive(Debug)]
+struct Repeats(Vec<AtomicU32>);
+
+impl Default for Repeats {
+    fn default() -> Self {
+        Self((0..SLOT_COUNT).map(|_| AtomicU32::new(0)).collect())
+    }
+}
+
+/// Keys that were there already: 8 bytes each.
+#[derive(Clone, Debug, Default)]
+pub struct BusyKeys {
+    hashes: BTreeSet<u64>,
+    /// There are more than are kept.
+    all: bool,
+}
+
+impl BusyKeys {
+    fn hash(key: &[u8]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Was it there already? One in many may be said to be that wasn't; never the other way round.
+    pub fn may_hold(&self, key: &[u8]) -> bool {
+        self.all || self.hashes.contains(&Self::hash(key))
+    }
+
+    /// Adds a key.
+    pub fn add(&mut self, key: &[u8]) {
+        if self.hashes.len() < BUSY_MAX {
+            self.hashes.insert(Self::hash(key));
+        } else {
+            self.all = true;
+        }
+    }
+
+    /// Adds those of another load.
+    pub fn join(&mut self, other: &Self) {
+        self.hashes.extend(&other.hashes);
+        self.all |= other.all;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty() && !self.all
+    }
+}
+
 impl Progress {
+    /// How often commands for this slot were sent again.
+    pub fn repeated_in(&self, slot: Slot) -> u32 {
+        let place = self.repeated_in.0.get(usize::from(slot.number()));
+        place.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// The keys that were there already (BUSYKEY).
+    pub fn busy_keys(&self) -> BusyKeys {
+        locked(&self.busy_keys).clone()
+    }
+
+    fn repeat(&self, slot: Slot) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = self.repeated_in.0.get(usize::from(slot.number())) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The first thousand refusals.
     pub fn refusals(&self) -> Vec<Refusal> {
         locked(&self.refusals).clone()
@@ -243,6 +323,11 @@ impl Loader {
     /// What makes the commands: for one thread that may block.
     pub fn feeder(&self) -> Feeder {
         Feeder { shared: Arc::clone(&self.shared), runtime: Handle::current(), open: Vec::new() }
+    }
+
+    /// What asks one command at a time and hands out the answers.
+    pub fn direct(&self) -> Direct {
+        Direct::new(Arc::clone(&self.shared))
     }
 
     pub fn progress(&self) -> &Progress {

@@ -5,6 +5,7 @@
 
 mod atomic;
 mod chunks;
+pub mod import;
 mod keys;
 pub mod load;
 mod pace;

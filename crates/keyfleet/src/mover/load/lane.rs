@@ -13,10 +13,13 @@ use tokio::{
 };
 
 use super::{
-    Mark, Shared,
+    Mark, Shared, locked,
     mend::{Again, Stray},
 };
-use crate::mover::connect;
+use crate::{
+    admin_client::{ClientError, Connection},
+    mover::connect,
+};
 
 const READ_BYTES: usize = 64 << 10;
 
@@ -66,11 +69,20 @@ pub(super) async fn run(
         let mut lane =
             Lane { shared: &shared, address, flights: VecDeque::new(), commands: 0, bytes: 0 };
         lane.add(first);
-        if let Ok(link) = connect(address, shared.options.login.as_ref()).await {
+        if let Ok(link) = open(&shared, address).await {
             lane.serve(link.into_stream(), &mut batches).await;
         }
         lane.scatter();
     }
+}
+
+/// A connection to the server, in the load's database.
+pub(super) async fn open(shared: &Shared, address: SocketAddr) -> Result<Connection, ClientError> {
+    let mut link = connect(address, shared.options.login.as_ref()).await?;
+    if shared.options.db > 0 {
+        link.call(["SELECT", &shared.options.db.to_string()]).await?;
+    }
+    Ok(link)
 }
 
 struct Lane<'a> {
@@ -197,6 +209,7 @@ impl Lane<'_> {
                 let command = flight.batch.bytes.get(start..sent.end).unwrap_or_default();
                 start = sent.end;
                 if at >= flight.answered {
+                    self.shared.progress.lost.fetch_add(1, Ordering::Relaxed);
                     stray(self.shared, self.address, *sent, command, Again::Lost);
                 }
             }
@@ -215,19 +228,33 @@ fn refused(shared: &Arc<Shared>, address: SocketAddr, sent: Sent, command: &[u8]
         (Some(Redirect::Ask { host, port, .. }), _) => Again::Ask(peer(&host, port, address)),
         (None, "BUSYKEY") => {
             shared.progress.busy.fetch_add(1, Ordering::Relaxed);
+            locked(&shared.progress.busy_keys).add(key_of(command, sent.asking));
             return;
         }
-        (
-            None,
-            "TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "READONLY" | "OOM" | "MISCONF"
-            | "NOREPLICAS" | "BUSY" | "UNKILLABLE",
-        ) => Again::Later(error),
+        (None, code) if passes(code) => Again::Later(error),
         _ => {
             shared.progress.refuse(key_of(command, sent.asking), error);
             return;
         }
     };
     stray(shared, address, sent, command, again);
+}
+
+/// Errors that go away by themselves, or when somebody makes room.
+pub(super) fn passes(code: &str) -> bool {
+    matches!(
+        code,
+        "TRYAGAIN"
+            | "CLUSTERDOWN"
+            | "LOADING"
+            | "MASTERDOWN"
+            | "READONLY"
+            | "OOM"
+            | "MISCONF"
+            | "NOREPLICAS"
+            | "BUSY"
+            | "UNKILLABLE"
+    )
 }
 
 fn stray(shared: &Arc<Shared>, from: SocketAddr, sent: Sent, command: &[u8], again: Again) {
@@ -240,13 +267,13 @@ fn stray(shared: &Arc<Shared>, from: SocketAddr, sent: Sent, command: &[u8], aga
         again,
         mark: Mark::new(shared, sent.offset),
     };
-    shared.progress.repeated.fetch_add(1, Ordering::Relaxed);
+    shared.progress.repeat(sent.slot);
     // Where nobody mends any more, the load has stopped.
     let _ = shared.strays.send(stray);
 }
 
 /// The redirect's address; the host that was asked where it says none.
-fn peer(host: &str, port: u16, asked: SocketAddr) -> SocketAddr {
+pub(super) fn peer(host: &str, port: u16, asked: SocketAddr) -> SocketAddr {
     SocketAddr::new(host.parse().unwrap_or(asked.ip()), port)
 }
 

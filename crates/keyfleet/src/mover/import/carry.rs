@@ -1,0 +1,558 @@
+//! Shows what is read to the load: each key as one RESTORE.
+
+use std::{
+    io::Write as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use protocol::{
+    Engine, EngineKind, Slot, Value as Reply, Version, key_slot,
+    rdb::{
+        Big, Carried, DataType, Encoding, Entry, Event, Format, Items, Key, Limits, Lost, Part,
+        dump, payload_format, transcode,
+    },
+    resp::encode_command,
+};
+use tokio::runtime::Handle;
+
+use super::{
+    Existing, ImportError, Job, Watch,
+    big::{Build, Built},
+    filter::{Asked, Bound},
+    locked, open,
+    report::Tally,
+    source::{Next, Position, Visitor},
+    state::Saved,
+};
+use crate::{
+    mover::load::{BusyKeys, Direct, Feeder, Loader, Target},
+    observe::now_ms,
+};
+
+/// Values above it are sent in pieces, each of about so much at most.
+const WHOLE_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of input between two positions that may be saved.
+const POSITION_BYTES: u64 = 1 << 20;
+
+/// How often a large value is begun anew, because servers changed while it was sent.
+const ATTEMPTS_MAX: u32 = 20;
+
+/// Why keys of other databases stay behind.
+pub(super) const NO_DB: &str = "a cluster has only database 0: --db-map puts others into it";
+
+/// See the module.
+pub(super) struct Carrier<'a> {
+    pub job: &'a Job,
+    pub runtime: Handle,
+    pub watch: &'a Watch,
+    pub engine: Engine,
+    pub loader: Arc<Loader>,
+    pub feeder: Feeder,
+    pub direct: Direct,
+    pub tally: Tally,
+    /// The target's database that the load is for.
+    db: u64,
+    /// The database that the file's commands are for.
+    pub source_db: u64,
+    /// RESTORE knows ABSTTL, IDLETIME and FREQ.
+    absolute: bool,
+    /// The last key that was sent, and its type.
+    last: (Vec<u8>, DataType),
+    build: Option<Build>,
+    /// Of the value that is being sent, by its place.
+    attempts: (u64, u32),
+    /// The input's offset at the last position that was noted.
+    noted: u64,
+    pub outcome: Outcome,
+    /// Commands were sent that must not be done twice.
+    pub sent_commands: bool,
+}
+
+/// What the servers answered.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub tally: Tally,
+    /// Keys that were there already.
+    pub busy: u64,
+    pub busy_keys: BusyKeys,
+    /// Keys that the server would not take.
+    pub refused: u64,
+}
+
+impl<'a> Carrier<'a> {
+    pub fn open(
+        job: &'a Job,
+        runtime: &Handle,
+        watch: &'a Watch,
+        tally: Tally,
+    ) -> Result<Self, ImportError> {
+        let loader = Arc::new(open(job, runtime, 0)?);
+        let mut direct = loader.direct();
+        let engine = runtime.block_on(direct.engine())?;
+        *locked(&watch.loader) = Some(Arc::clone(&loader));
+        Ok(Self {
+            job,
+            runtime: runtime.clone(),
+            watch,
+            engine,
+            feeder: loader.feeder(),
+            direct,
+            loader,
+            tally,
+            db: 0,
+            source_db: 0,
+            absolute: engine.kind != EngineKind::Redis || engine.version >= Version::new(5, 0, 0),
+            last: (Vec::new(), DataType::String),
+            build: None,
+            attempts: (0, 0),
+            noted: 0,
+            outcome: Outcome::default(),
+            sent_commands: false,
+        })
+    }
+
+    /// Waits for the last answers. What came of it.
+    pub fn finish(mut self, end: Position) -> Result<Outcome, ImportError> {
+        self.settle(end.total)?;
+        self.outcome.tally = self.tally;
+        Ok(self.outcome)
+    }
+
+    /// Ends the load under way, and takes what the servers said.
+    fn settle(&mut self, total: u64) -> Result<(), ImportError> {
+        self.feeder.barrier()?;
+        self.feeder.end(total)?;
+        let progress = self.loader.progress();
+        self.outcome.busy += progress.busy.load(Relaxed);
+        self.outcome.busy_keys.join(&progress.busy_keys());
+        for refusal in progress.refusals() {
+            if refusal.key.starts_with(Build::PREFIX) {
+                continue;
+            }
+            self.outcome.refused += 1;
+            self.tally.troubles.add(&refusal.key, format!("refused: {}", refusal.error));
+        }
+        let lost = progress.lost.load(Relaxed);
+        if self.sent_commands && lost > 0 {
+            let why = "a connection broke before answers came: commands may have been done twice";
+            self.tally.troubles.add(b"", format!("{lost} times {why}"));
+        }
+        Ok(())
+    }
+
+    /// Goes on in another database of the target.
+    pub fn switch(&mut self, at: Position, db: u64) -> Result<(), ImportError> {
+        if db == self.db {
+            return Ok(());
+        }
+        self.settle(at.total)?;
+        self.loader = Arc::new(open(self.job, &self.runtime, db)?);
+        self.feeder = self.loader.feeder();
+        self.direct = self.loader.direct();
+        self.db = db;
+        *locked(&self.watch.loader) = Some(Arc::clone(&self.loader));
+        Ok(())
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.job.target, Target::Cluster(_))
+    }
+
+    /// Notes that everything before can be counted as done once it is answered.
+    fn note(&mut self, at: Position) {
+        if self.job.state.is_some() && at.total >= self.noted + POSITION_BYTES {
+            self.noted = at.total;
+            let saved = Saved { position: at, tally: self.tally.clone(), commands: false };
+            locked(&self.watch.positions).push_back(saved);
+        }
+    }
+
+    /// Is the key to be sent? Counts it where it isn't.
+    fn wanted(&mut self, key: &Key<'_>, bytes: u64) -> bool {
+        self.watch.keys.fetch_add(1, Relaxed);
+        let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(now_ms()));
+        let data_type = key.encoding.data_type();
+        let asked = Asked { db: key.db, name: &key.name, data_type, left_ms, bytes };
+        if !self.job.filter.takes(&asked) {
+            self.tally.filtered += 1;
+            return false;
+        }
+        if left_ms == Some(0) {
+            self.tally.expired += 1;
+            return false;
+        }
+        if self.is_cluster() && self.job.filter.mapped(key.db) != 0 {
+            self.tally.troubles.add(&key.name, format!("is in database {}; {NO_DB}", key.db));
+            return false;
+        }
+        true
+    }
+
+    fn entry(&mut self, at: Position, entry: &Entry<'_>) -> Result<Next, ImportError> {
+        let Entry { key, raw } = entry;
+        self.note(at);
+        if !self.wanted(key, raw.len() as u64) {
+            return Ok(Next::Go);
+        }
+        self.switch(at, self.job.filter.mapped(key.db))?;
+        match transcode(key.encoding, raw, &self.engine) {
+            Ok(Carried::Payload { encoding, raw: value, format, lost }) => {
+                self.name_lost(key, lost);
+                let payload = Payload { encoding, raw: &value, format };
+                self.restore(at, key, &payload)?;
+                self.sent(key, raw.len());
+            }
+            Ok(Carried::Commands) => {
+                let big = Big { key: key.clone(), text_bytes: None };
+                if self.begin(at, &big)?
+                    && let Some(build) = &mut self.build
+                {
+                    build.part(raw, &mut self.feeder)?;
+                    return self.end(raw.len());
+                }
+            }
+            Ok(Carried::Impossible(why)) => self.tally.troubles.add(&key.name, why),
+            Err(fault) => self.tally.troubles.add(&key.name, format!("is damaged: {fault}")),
+        }
+        Ok(Next::Go)
+    }
+
+    fn sent(&mut self, key: &Key<'_>, bytes: usize) {
+        let data_type = key.encoding.data_type();
+        self.tally.count(data_type, bytes as u64);
+        self.last.0.clear();
+        self.last.0.extend_from_slice(&key.name);
+        self.last.1 = data_type;
+    }
+
+    fn name_lost(&mut self, key: &Key<'_>, lost: Lost) {
+        let mut add = |why| self.tally.troubles.add(&key.name, why);
+        if lost.field_ttls {
+            add("was carried, but the target has no fields that end: they stay");
+        }
+        if lost.unowned {
+            add("was carried without the entries that consumers gave back");
+        }
+        if lost.idempotence {
+            add("was carried without the ids of its producers");
+        }
+    }
+
+    fn restore(
+        &mut self,
+        at: Position,
+        key: &Key<'_>,
+        payload: &Payload<'_>,
+    ) -> Result<(), ImportError> {
+        if self.job.dry_run {
+            return Ok(());
+        }
+        let replace = self.job.existing == Existing::Replace;
+        let absolute = self.absolute;
+        self.feeder.push(key_slot(&key.name), at.total, |out| {
+            write_restore(key, payload, replace, absolute, out);
+        })?;
+        Ok(())
+    }
+
+    /// Begins a value that is sent in pieces; false: it isn't sent.
+    fn begin(&mut self, at: Position, big: &Big<'_>) -> Result<bool, ImportError> {
+        let key = &big.key;
+        if matches!(key.encoding.data_type(), DataType::Array | DataType::Module | DataType::Cron) {
+            // No command makes them: the whole value is gathered for one RESTORE.
+            if payload_format(&self.engine, key.encoding).is_none() {
+                self.tally.troubles.add(&key.name, "the target takes no values of this type");
+                return Ok(false);
+            }
+        }
+        if self.job.dry_run {
+            return Ok(true);
+        }
+        if self.job.existing != Existing::Replace {
+            let answer = self.call(key_slot(&key.name), &[b"EXISTS", &key.name])?;
+            if answer.as_integer() == Some(1) {
+                self.outcome.busy += 1;
+                self.outcome.busy_keys.add(&key.name);
+                self.tally.count(key.encoding.data_type(), big.text_bytes.unwrap_or_default());
+                return Ok(false);
+            }
+        }
+        let mut build = Build::new(at, key, &self.engine, &self.loader);
+        self.call(build.slot, &[b"DEL", &build.temporary])?;
+        build.begun(&self.loader);
+        self.build = Some(build);
+        Ok(true)
+    }
+
+    /// The last piece of a value was sent.
+    fn end(&mut self, bytes: usize) -> Result<Next, ImportError> {
+        let Some(build) = self.build.take() else { return Ok(Next::Go) };
+        let (at, key) = (build.at, build.key.clone());
+        let field_ttls = build.field_ttls_lost;
+        let existing = self.job.existing;
+        let built = build.finish(
+            &self.loader,
+            &mut self.feeder,
+            &mut self.direct,
+            &self.runtime,
+            existing,
+        )?;
+        match built {
+            Built::Done => {
+                self.name_lost(&key, Lost { field_ttls, ..Lost::default() });
+                self.sent(&key, bytes);
+            }
+            Built::Existed => {
+                self.outcome.busy += 1;
+                self.outcome.busy_keys.add(&key.name);
+                self.sent(&key, bytes);
+            }
+            Built::Refused(why) => self.tally.troubles.add(&key.name, why),
+            Built::Disturbed => {
+                if self.attempts.0 != at.total {
+                    self.attempts = (at.total, 0);
+                }
+                self.attempts.1 += 1;
+                if self.attempts.1 > ATTEMPTS_MAX {
+                    let key = key.name.escape_ascii().to_string();
+                    return Err(ImportError::Stuck { key });
+                }
+                let input = self.job.inputs.get(at.input);
+                if let Some(input) = input.filter(|input| input.path.is_none()) {
+                    return Err(ImportError::Once { name: input.name() });
+                }
+                return Ok(Next::Back(at));
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    pub fn call(&mut self, slot: Slot, words: &[&[u8]]) -> Result<Reply, ImportError> {
+        Ok(self.runtime.block_on(self.direct.call(slot, words))?)
+    }
+
+    /// To every primary.
+    pub fn function(&mut self, code: &[u8]) -> Result<(), ImportError> {
+        self.tally.functions += 1;
+        if self.job.dry_run {
+            return Ok(());
+        }
+        let replace = self.job.existing == Existing::Replace;
+        let mut words: Vec<&[u8]> = vec![b"FUNCTION", b"LOAD"];
+        if replace {
+            words.push(b"REPLACE");
+        }
+        words.push(code);
+        let mut command = crate::admin_client::Commands::new();
+        command.push(&words);
+        for address in self.runtime.block_on(self.direct.primaries())? {
+            let answers = self.runtime.block_on(self.direct.pipeline(address, &command))?;
+            let Some(Reply::Error(why)) = answers.first() else { continue };
+            if why.contains("already exists") {
+                let name = code.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                if self.job.existing == Existing::Fail && !self.has_function(address, code)? {
+                    self.tally.troubles.add(name, "is a library that is there in another form");
+                }
+                continue;
+            }
+            self.tally.troubles.add(b"", format!("functions are refused: {why}"));
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn has_function(
+        &mut self,
+        address: std::net::SocketAddr,
+        code: &[u8],
+    ) -> Result<bool, ImportError> {
+        let mut command = crate::admin_client::Commands::new();
+        command.push(["FUNCTION", "LIST", "WITHCODE"]);
+        let answers = self.runtime.block_on(self.direct.pipeline(address, &command))?;
+        Ok(answers.first().is_some_and(|answer| holds(answer, code)))
+    }
+
+    fn member_expires(
+        &mut self,
+        at: Position,
+        member: &[u8],
+        expire_at_ms: u64,
+    ) -> Result<(), ImportError> {
+        let (key, data_type) = &self.last;
+        let time = expire_at_ms.to_string();
+        let hash = *data_type == DataType::Hash
+            && payload_format(&self.engine, Encoding::HashExpiring)
+                .or(payload_format(&self.engine, Encoding::HashExpiringValkey))
+                .is_some();
+        let words: &[&[u8]] = match self.engine.kind {
+            EngineKind::KeyDb => &[b"PEXPIREMEMBERAT", key, member, time.as_bytes()],
+            _ if hash => &[b"HPEXPIREAT", key, time.as_bytes(), b"FIELDS", b"1", member],
+            _ => {
+                let why = "was carried, but the target has no members that end: they stay";
+                self.tally.troubles.add(key, why);
+                return Ok(());
+            }
+        };
+        if !self.job.dry_run {
+            self.feeder.push(key_slot(key), at.total, |out| encode_command(words, out))?;
+        }
+        Ok(())
+    }
+}
+
+/// Does the text occur in the answer?
+fn holds(answer: &Reply, text: &[u8]) -> bool {
+    answer.as_bytes() == Some(text)
+        || answer.as_array().is_some_and(|items| items.iter().any(|item| holds(item, text)))
+}
+
+impl Visitor for Carrier<'_> {
+    type Error = ImportError;
+
+    fn limits(&self) -> Limits {
+        limits(self.job)
+    }
+
+    fn event(&mut self, at: Position, event: Event<'_>) -> Result<Next, ImportError> {
+        match event {
+            Event::Entry(entry) => return self.entry(at, &entry),
+            Event::Big(big) => {
+                self.note(at);
+                let bytes = big.text_bytes.unwrap_or(WHOLE_BYTES_MAX as u64 + 1);
+                // Read again, it was counted already.
+                let again = self.attempts.0 == at.total && self.attempts.1 > 0;
+                if again || self.wanted(&big.key, bytes) {
+                    self.switch(at, self.job.filter.mapped(big.key.db))?;
+                    if self.begin(at, &big)? && self.job.dry_run {
+                        self.sent(&big.key, bytes as usize);
+                    }
+                }
+            }
+            Event::Part(part) => {
+                if let Some(build) = &mut self.build {
+                    match part {
+                        Part::Text(text) => build.text(text, &mut self.feeder)?,
+                        Part::Raw(raw) => build.part(raw, &mut self.feeder)?,
+                    }
+                }
+            }
+            Event::BigEnd => {
+                let bytes = self.build.as_ref().map_or(0, |build| build.bytes);
+                return self.end(bytes);
+            }
+            Event::MemberExpires { member, expire_at_ms } => {
+                self.member_expires(at, &member, expire_at_ms)?;
+            }
+            Event::Function(code) => self.function(&code)?,
+            _ => {}
+        }
+        Ok(Next::Go)
+    }
+
+    fn command(&mut self, at: Position, words: &[&[u8]]) -> Result<(), ImportError> {
+        self.carry_command(at, words)
+    }
+}
+
+/// What of values is handed out whole: what is small, and what a filter by size must see whole.
+pub(super) fn limits(job: &Job) -> Limits {
+    let size = job.filter.size.map_or(0, Bound::number);
+    let size = usize::try_from(size).unwrap_or(usize::MAX).min(64 << 20);
+    Limits { whole_bytes_max: WHOLE_BYTES_MAX.max(size), ..Limits::default() }
+}
+
+/// What RESTORE takes.
+pub(super) struct Payload<'a> {
+    pub encoding: Encoding,
+    pub raw: &'a [u8],
+    pub format: Format,
+}
+
+pub(super) fn write_restore(
+    key: &Key<'_>,
+    payload: &Payload<'_>,
+    replace: bool,
+    absolute: bool,
+    out: &mut Vec<u8>,
+) {
+    let used: Option<(&[u8], u64)> = match (key.idle_seconds, key.frequency) {
+        _ if !absolute => None,
+        (Some(seconds), _) => Some((b"IDLETIME", seconds)),
+        (None, Some(frequency)) => Some((b"FREQ", u64::from(frequency))),
+        (None, None) => None,
+    };
+    let ends = key.expire_at_ms.is_some();
+    let count = 4 + usize::from(replace) + usize::from(absolute && ends) + 2 * used.iter().count();
+    let end = match key.expire_at_ms {
+        None => 0,
+        Some(at) if absolute => at,
+        // 0 would mean that it doesn't end.
+        Some(at) => at.saturating_sub(now_ms()).max(1),
+    };
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "*{count}\r\n$7\r\nRESTORE\r\n");
+    word(&key.name, out);
+    word(end.to_string().as_bytes(), out);
+    let _ = write!(out, "${}\r\n", 1 + payload.raw.len() + dump::FOOTER_BYTES);
+    out.push(payload.encoding.byte());
+    out.extend_from_slice(payload.raw);
+    out.extend_from_slice(&dump::footer(payload.encoding, payload.raw, payload.format));
+    out.extend_from_slice(b"\r\n");
+    if replace {
+        word(b"REPLACE", out);
+    }
+    if absolute && ends {
+        word(b"ABSTTL", out);
+    }
+    if let Some((name, number)) = used {
+        word(name, out);
+        word(number.to_string().as_bytes(), out);
+    }
+}
+
+fn word(bytes: &[u8], out: &mut Vec<u8>) {
+    let _ = write!(out, "${}\r\n", bytes.len());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The items of a value that a digest is made of.
+pub(super) fn digest(items: Items<'_>) -> Result<protocol::rdb::Digest, protocol::rdb::Fault> {
+    let mut digest = protocol::rdb::Digest::new();
+    for item in items {
+        digest.item(&item?);
+    }
+    Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restore_says_what_is_known_of_the_key() {
+        let payload =
+            Payload { encoding: Encoding::String, raw: b"\x01x", format: Format::redis(6) };
+        let check = |key: &Key<'_>, replace, absolute, head: &str, tail: &str| {
+            let mut out = Vec::new();
+            write_restore(key, &payload, replace, absolute, &mut out);
+            let mut expected = head.as_bytes().to_vec();
+            expected.extend(b"$13\r\n");
+            expected.extend(dump::payload(payload.encoding, payload.raw, payload.format));
+            expected.extend(b"\r\n");
+            expected.extend(tail.as_bytes());
+            assert_eq!(out.escape_ascii().to_string(), expected.escape_ascii().to_string());
+        };
+        let plain = Key::new(0, b"k", Encoding::String);
+        let head = |count| format!("*{count}\r\n$7\r\nRESTORE\r\n$1\r\nk\r\n$1\r\n0\r\n");
+        check(&plain, false, true, &head(4), "");
+        check(&plain, true, false, &head(5), "$7\r\nREPLACE\r\n");
+        let used = Key { frequency: Some(7), ..plain.clone() };
+        check(&used, false, true, &head(6), "$4\r\nFREQ\r\n$1\r\n7\r\n");
+        check(&used, false, false, &head(4), "");
+        let ends = Key { expire_at_ms: Some(4_102_444_800_000), ..plain };
+        let head = "*5\r\n$7\r\nRESTORE\r\n$1\r\nk\r\n$13\r\n4102444800000\r\n";
+        check(&ends, false, true, head, "$6\r\nABSTTL\r\n");
+    }
+}
