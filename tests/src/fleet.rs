@@ -156,6 +156,7 @@ impl TestFleet {
             .args(args)
             .current_dir(&self.directory)
             .env("NO_COLOR", "1")
+            .env("XDG_STATE_HOME", self.directory.join("state"))
             .stdin(Stdio::null())
             .stdout(file("out"))
             .stderr(file("err"))

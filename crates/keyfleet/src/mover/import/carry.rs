@@ -334,6 +334,17 @@ impl<'a> Carrier<'a> {
 
     /// To every primary.
     pub fn function(&mut self, code: &[u8]) -> Result<(), ImportError> {
+        let name = code.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let engine = &self.engine;
+        let has_functions = match engine.kind {
+            EngineKind::Redis => engine.version >= Version::new(7, 0, 0),
+            EngineKind::Valkey => true,
+            EngineKind::KeyDb => false,
+        };
+        if !has_functions {
+            self.tally.troubles.add(name, "is a library, and the target has no functions");
+            return Ok(());
+        }
         self.tally.functions += 1;
         if self.job.dry_run {
             return Ok(());
@@ -350,13 +361,12 @@ impl<'a> Carrier<'a> {
             let answers = self.runtime.block_on(self.direct.pipeline(address, &command))?;
             let Some(Reply::Error(why)) = answers.first() else { continue };
             if why.contains("already exists") {
-                let name = code.split(|byte| *byte == b'\n').next().unwrap_or_default();
                 if self.job.existing == Existing::Fail && !self.has_function(address, code)? {
                     self.tally.troubles.add(name, "is a library that is there in another form");
                 }
                 continue;
             }
-            self.tally.troubles.add(b"", format!("functions are refused: {why}"));
+            self.tally.troubles.add(name, format!("is a library that is refused: {why}"));
             return Ok(());
         }
         Ok(())
