@@ -1,6 +1,7 @@
 //! keyfleet: every side effect lives here.
 
 pub mod admin_client;
+pub mod analyze;
 pub mod cli;
 pub mod doctor;
 pub mod engines;

@@ -2,6 +2,7 @@
 //! `{"bench": …, "figures": {…}, "goals": [{"goal": …, "wanted": …, "reached": …, "holds": …}], "holds": …}`.
 
 mod failover;
+mod import;
 mod plan;
 mod proxy;
 mod reshard;
@@ -30,6 +31,8 @@ pub enum Bench {
     Proxy(proxy::Options),
     /// How long a shard takes no writes when its primary goes, planned or not.
     Failover(failover::Options),
+    /// Load a file into a cluster, beside rdb-tools, the engine's own tool, and the target's limit.
+    Import(import::Options),
 }
 
 /// What a benchmark found.
@@ -86,6 +89,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Up(options) => runtime.block_on(up::run(options))?,
         Bench::Plan(options) => plan::run(options)?,
         Bench::Proxy(options) => proxy::run(options)?,
+        Bench::Import(options) => runtime.block_on(import::run(options))?,
         Bench::Failover(options) => runtime.block_on(failover::run(options))?,
     };
     outcome.holds = outcome.goals.iter().all(|goal| goal.holds);

@@ -1,7 +1,7 @@
 //! `keyfleet import`: RDB and append-only files into a running cluster or server.
 
 mod arguments;
-mod outcome;
+pub(super) mod outcome;
 
 use std::{
     net::SocketAddr,

@@ -3,6 +3,7 @@
 pub mod printer;
 pub mod text;
 
+mod analyze;
 mod connect;
 mod context;
 mod doctor;
@@ -87,6 +88,8 @@ enum Command {
     Proxy(proxy::Args),
     /// Load RDB and append-only files into a running cluster or server
     Import(Box<import::Args>),
+    /// Show what an RDB file holds: memory by prefix, type and time left, and the biggest keys
+    Analyze(analyze::Args),
     /// Find what on this machine will hurt, with the command that mends it
     Doctor(doctor::Args),
     /// Print the JSON Schema of fleet.yaml
@@ -136,6 +139,7 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Logs(args) => block_on(logs::run(&context, args)),
         Command::Handover(args) => block_on(handover::run(&context, args)),
         Command::Proxy(args) => block_on(proxy::run(&context, *args)),
+        Command::Analyze(args) => block_on(analyze::run(&context, args)),
         Command::Import(args) => block_on(import::run(&context, *args)),
         Command::Proxy(args) => block_on(proxy::run(&context, args)),
         Command::Freeze(args) => freeze::run(&context, &args),

@@ -10,7 +10,7 @@ use crate::{
     admin_client::ClientError,
     cli::{
         printer::{Live, Output, Printer},
-        text::{bar, count, pad, pad_left, plural, span},
+        text::{bar, count, pad, pad_left, plural, size, span},
     },
     errors::{Exit, Failure},
     mover::{
@@ -99,7 +99,7 @@ impl Progress {
             let whole = self.started.elapsed().as_secs_f64().max(0.001);
             parts.push(format!("{} keys, {}/s", count(keys), count((keys as f64 / whole) as u64)));
         }
-        parts.push(format!("{}/s", bytes(rate as u64)));
+        parts.push(format!("{}/s", size(rate as u64)));
         if self.total > read && rate > 0.0 {
             let left = (self.total - read) as f64 / rate * 1000.0;
             parts.push(format!("{} left", span(left as u64)));
@@ -115,18 +115,6 @@ impl Progress {
     pub fn clear(&mut self) {
         self.live.clear();
     }
-}
-
-/// `12 B`, `3.4 KiB`, `1.2 GiB`.
-fn bytes(number: u64) -> String {
-    let mut value = number as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" { format!("{number} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
 }
 
 /// Prints the report; what it comes to.
@@ -151,7 +139,7 @@ fn text(report: &Report) -> String {
     let rows: Vec<[String; 3]> = read
         .types
         .iter()
-        .map(|(name, found)| [name.clone(), count(found.keys), bytes(found.bytes)])
+        .map(|(name, found)| [name.clone(), count(found.keys), size(found.bytes)])
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     for [name, keys, bytes] in &rows {
@@ -204,8 +192,19 @@ fn named(troubles: &Troubles) -> String {
     lines.join("\n")
 }
 
-/// A file that can't be read.
+/// A file that can't be loaded.
 pub fn input(error: &SourceError) -> Failure {
+    let failure = unreadable(error);
+    match error {
+        SourceError::Rdb { .. } | SourceError::Checksum { .. } | SourceError::Commands { .. } => {
+            failure.hint("what stands before is loaded; take another copy of the file, and load it with --replace")
+        }
+        _ => failure,
+    }
+}
+
+/// A file that can't be read.
+pub fn unreadable(error: &SourceError) -> Failure {
     let failure = Failure::user(error.to_string());
     let failure = match error.source() {
         Some(source) => failure.because(source),
@@ -219,9 +218,7 @@ pub fn input(error: &SourceError) -> Failure {
             "an RDB file begins with REDIS or VALKEY, an append-only file with *: is it compressed?",
         ),
         SourceError::Rdb { .. } | SourceError::Checksum { .. } | SourceError::Commands { .. } => {
-            failure.hint(
-                "what stands before is loaded; take another copy of the file, and load it with --replace",
-            )
+            failure.hint("take another copy of the file")
         }
         SourceError::Once { .. } => failure.hint("load it from a file"),
     }
