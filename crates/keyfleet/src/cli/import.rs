@@ -34,7 +34,7 @@ use crate::{
 const SAVE: Duration = Duration::from_millis(500);
 
 /// Where to, and how to get in.
-struct Target {
+struct Goal {
     target: load::Target,
     login: Option<Login>,
     /// Where it is noted how far an import into it got.
@@ -44,7 +44,7 @@ struct Target {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let inputs = source::find(&args.files).map_err(|error| outcome::input(&error))?;
-    let Target { target, login, notes } = target(context, &args.to).await?;
+    let Goal { target, login, notes } = target(context, &args.to).await?;
     let stdin = inputs.iter().any(|input| input.path.is_none());
     let state = match notes.filter(|_| !args.dry_run && !stdin) {
         Some(directory) => {
@@ -125,7 +125,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 /// What `--to` means: an address, or a cluster of the fleet.
-async fn target(context: &Context, to: &str) -> Result<Target, Failure> {
+async fn target(context: &Context, to: &str) -> Result<Goal, Failure> {
     if to.contains(':') {
         let seed = connect::resolve(to).await?;
         let login = connect::login();
@@ -134,7 +134,7 @@ async fn target(context: &Context, to: &str) -> Result<Target, Failure> {
         } else {
             load::Target::Server(seed)
         };
-        return Ok(Target { target, login, notes: notes() });
+        return Ok(Goal { target, login, notes: notes() });
     }
     let session = context.open()?;
     let name = ClusterName::new(to);
@@ -154,7 +154,7 @@ async fn target(context: &Context, to: &str) -> Result<Target, Failure> {
     }
     let login = Some(Login::own(session.store.secret(&name, OWN_USER)?));
     let notes = Some(session.store.root().join("imports"));
-    Ok(Target { target: load::Target::Cluster(seeds), login, notes })
+    Ok(Goal { target: load::Target::Cluster(seeds), login, notes })
 }
 
 /// The user's directory for what programs remember.

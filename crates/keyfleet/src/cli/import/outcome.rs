@@ -85,9 +85,8 @@ impl Progress {
         let fresh = read.saturating_sub(self.since.1);
         let rate = fresh as f64 / seconds;
         let mut parts = Vec::new();
-        if self.total > 0 {
-            let share = (read * 100 / self.total).min(100);
-            parts.push(format!("{} {share:>3} %", bar(read, self.total, BAR_WIDTH)));
+        if let Some(share) = (read * 100).checked_div(self.total) {
+            parts.push(format!("{} {:>3} %", bar(read, self.total, BAR_WIDTH), share.min(100)));
         }
         parts.push(match self.phase {
             Phase::Loading => "loading".to_owned(),

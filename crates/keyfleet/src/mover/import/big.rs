@@ -67,13 +67,13 @@ impl Build {
     /// What temporary names begin with.
     pub const PREFIX: &'static [u8] = b"keyfleet-import:";
 
-    pub fn new(at: Position, key: &Key<'_>, engine: &Engine, loader: &Arc<Loader>) -> Self {
+    pub fn new(at: Position, key: &Key<'_>, engine: Engine, loader: &Arc<Loader>) -> Self {
         let slot = key_slot(&key.name);
         let temporary = temporary(&key.name, slot);
         let way = match key.encoding.data_type() {
             DataType::String => Way::Text(0),
             DataType::Array | DataType::Module | DataType::Cron => Way::Gathered(Vec::new()),
-            _ => Way::Commands(Box::new(Commands::new(&temporary, engine))),
+            _ => Way::Commands(Box::new(Commands::new(&temporary, &engine))),
         };
         let calm = !matches!(key.encoding.data_type(), DataType::List | DataType::Stream);
         let mut build = Self {
@@ -83,7 +83,7 @@ impl Build {
             temporary,
             bytes: 0,
             field_ttls_lost: false,
-            engine: *engine,
+            engine,
             has_field_ttls: ends_fields(engine),
             way,
             state: Some(Items::start(key.encoding)),
@@ -151,9 +151,7 @@ impl Build {
                 self.fault = Some(fault);
                 return result;
             }
-            if result.is_err() {
-                return result;
-            }
+            result.clone()?;
         }
         self.state = Some(items.suspend());
         result
@@ -225,11 +223,11 @@ impl Build {
 }
 
 /// Do fields of the engine's hashes end on their own?
-pub(super) fn ends_fields(engine: &Engine) -> bool {
+pub(super) fn ends_fields(engine: Engine) -> bool {
     engine.kind == EngineKind::KeyDb
         || [Encoding::HashExpiring, Encoding::HashExpiringValkey]
             .iter()
-            .any(|encoding| payload_format(engine, *encoding).is_some())
+            .any(|encoding| payload_format(&engine, *encoding).is_some())
 }
 
 /// A name in the slot that no other import's key has, and that is the same the next time.

@@ -278,7 +278,7 @@ impl<'a> Carrier<'a> {
                 return Ok(false);
             }
         }
-        let mut build = Build::new(at, key, &self.engine, &self.loader);
+        let mut build = Build::new(at, key, self.engine, &self.loader);
         self.call(build.slot, &[b"DEL", &build.temporary])?;
         build.begun(&self.loader);
         self.build = Some(build);

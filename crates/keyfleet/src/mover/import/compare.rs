@@ -234,7 +234,7 @@ impl Visitor for Compare<'_> {
             Event::Part(Part::Raw(raw)) => {
                 if let Some((mut expected, state)) = self.big.take() {
                     let mut items = Items::resume(state, raw);
-                    let keep_ends = self.place.as_ref().is_none_or(|p| ends_fields(&p.engine));
+                    let keep_ends = self.place.as_ref().is_none_or(|p| ends_fields(p.engine));
                     let whole = items.by_ref().try_for_each(|item| {
                         let mut item = item?;
                         if let Item::Field { expire_at_ms, .. } = &mut item

@@ -145,16 +145,12 @@ impl One<'_> {
                 loop {
                     rest = match rest {
                         [] => return found != *not,
-                        [b'\\', wanted, more @ ..] => {
-                            found |= *wanted == byte;
-                            more
-                        }
-                        [low, b'-', high, more @ ..] => {
+                        [low, b'-', high, more @ ..] if *low != b'\\' => {
                             let (low, high) = (low.min(high), low.max(high));
                             found |= (*low..=*high).contains(&byte);
                             more
                         }
-                        [wanted, more @ ..] => {
+                        [b'\\', wanted, more @ ..] | [wanted, more @ ..] => {
                             found |= *wanted == byte;
                             more
                         }
@@ -170,7 +166,6 @@ fn one(pattern: &[u8]) -> Option<(One<'_>, &[u8])> {
     Some(match pattern {
         [] => return None,
         [b'?', rest @ ..] => (One::Any, rest),
-        [b'\\', byte, rest @ ..] => (One::Byte(*byte), rest),
         [b'[', rest @ ..] => {
             let (not, inside) = match rest {
                 [b'^', inside @ ..] => (true, inside),
@@ -183,7 +178,7 @@ fn one(pattern: &[u8]) -> Option<(One<'_>, &[u8])> {
             let (inside, rest) = inside.split_at(end.min(inside.len()));
             (One::Set { inside, not }, rest.get(1..).unwrap_or_default())
         }
-        [byte, rest @ ..] => (One::Byte(*byte), rest),
+        [b'\\', byte, rest @ ..] | [byte, rest @ ..] => (One::Byte(*byte), rest),
     })
 }
 
@@ -215,6 +210,8 @@ mod tests {
         check(r"h\*llo", "h*llo", true);
         check(r"h\*llo", "hello", false);
         check(r"[\]]", "]", true);
+        check(r"[\--a]", "-", true);
+        check(r"[\-x]", "b", false);
         check("[ab", "a", true);
         check("a*a*a*a*a*a*a*b", &"a".repeat(200), false);
     }

@@ -189,6 +189,9 @@ pub fn read<V: Visitor>(
     Ok(at)
 }
 
+/// A file after its first half, and what was read of the second.
+type Rest = (Box<dyn Read>, Vec<u8>);
+
 /// One file being read.
 struct Walk<'a> {
     input: &'a Input,
@@ -248,7 +251,7 @@ impl Walk<'_> {
         mut file: Box<dyn Read>,
         head: &[u8],
         visitor: &mut V,
-    ) -> Result<(Box<dyn Read>, Vec<u8>), V::Error> {
+    ) -> Result<Rest, V::Error> {
         let mut reader = self.reader(visitor.limits());
         reader.feed(head);
         let damaged =
