@@ -260,16 +260,24 @@ async fn killed_again_and_again_it_goes_on() {
     let file = many(&fleet, KEYS, &large);
     let to = cluster.addresses()[0].to_string();
     let args = ["import", file.to_str().unwrap(), "--to", &to, "--output", "json"];
+    // What the first run finds, the last one must still know.
+    let owner = cluster.owners().await.unwrap()[usize::from(key_slot(b"key:0").number())];
+    let mut link = cluster.link(owner).await.unwrap();
+    call(&mut link, &["SET", "key:0", "other"]).await.unwrap();
     for part in 1..4 {
         let running = fleet.spawn(&args);
         wait_until_held(&cluster, KEYS * part / 5).await;
         let ended = running.kill9().await;
         assert_eq!(ended.code, None, "it was over before it was killed: {ended:?}");
     }
-    let ended = fleet.run(&args).await.expect_code(0);
+    let ended = fleet.run(&args).await.expect_code(1);
     assert!(ended.stderr.contains("Going on at"), "{ended:?}");
     let report: Json = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(report["loaded"], KEYS + large.len(), "{report}");
+    assert_eq!(report["loaded"], KEYS + large.len() - 1, "{report}");
+    assert_eq!(report["read"]["troubles"]["total"], 1, "{report}");
+    assert_eq!(report["read"]["troubles"]["first"][0]["key"], "key:0", "{report}");
+    let (ended, report) = import(&fleet, &file, &to, &["--replace", "--pattern", "key:0"]).await;
+    assert_eq!((ended.code, &report["loaded"]), (Some(0), &Json::from(1)), "{ended:?}");
     cluster.check_filled(KEYS, VALUE_BYTES).await.unwrap();
     expect_large(&cluster, &large).await;
     // Nothing but them: no temporary names are left.

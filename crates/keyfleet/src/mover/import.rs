@@ -134,13 +134,19 @@ impl Watch {
 
     /// The latest position before which everything is done.
     fn done(&self) -> Option<Saved> {
-        let low_water = locked(&self.loader).as_ref()?.low_water();
+        let loader = locked(&self.loader).as_ref().map(Arc::clone)?;
+        let low_water = loader.low_water();
         let mut positions = locked(&self.positions);
         let mut done = None;
         while positions.front().is_some_and(|saved| saved.position.total <= low_water) {
             done = positions.pop_front();
         }
-        done
+        let mut saved = done?;
+        // What was answered up to now is all that matters before the position, and some more.
+        let progress = loader.progress();
+        saved.existing += progress.busy.load(Ordering::Relaxed);
+        saved.refused += carry::refusals(progress, &mut saved.tally.troubles);
+        Some(saved)
     }
 
     /// Notes on disk how far it is. To be called about every second.
@@ -163,7 +169,8 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
     }
     let total: u64 = job.inputs.iter().map(|input| input.bytes).sum();
     let begin = from.position;
-    let mut carrier = Carrier::open(job, &runtime, watch, from.tally)?;
+    let earlier = from.existing;
+    let mut carrier = Carrier::open(job, &runtime, watch, from)?;
     let end = source::read(&job.inputs, begin, &watch.read, &mut carrier)?;
     let outcome = carrier.finish(end)?;
     let mut report = Report {
@@ -181,10 +188,13 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
         } else {
             watch.enter(Phase::Comparing);
             let why = "is there already with another value";
-            let mut compare = Compare::new(job, &runtime, Some(&outcome.busy_keys), why);
-            source::read(&job.inputs, begin, &watch.read, &mut compare)?;
+            // Which keys an earlier run found there is not known any more: then all are looked at.
+            let only = Some(&outcome.busy_keys).filter(|_| earlier == 0);
+            let first = if earlier == 0 { begin } else { Position::default() };
+            let mut compare = Compare::new(job, &runtime, only, why);
+            source::read(&job.inputs, first, &watch.read, &mut compare)?;
             let (verified, troubles) = compare.finish()?;
-            report.existing_same = verified.same.min(outcome.busy);
+            report.existing_same = outcome.busy.saturating_sub(verified.different);
             report.read.troubles.join(troubles);
         }
     }
@@ -192,7 +202,9 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
         let kept = report.existing - report.existing_same;
         report.loaded = report.read.sent().saturating_sub(kept + outcome.refused);
     }
-    if job.verify && !job.dry_run {
+    if job.verify && report.read.commands > 0 {
+        report.read.troubles.add(b"", "nothing is verified: commands have changed values since");
+    } else if job.verify && !job.dry_run {
         watch.enter(Phase::Verifying);
         let mut compare = Compare::new(job, &runtime, None, "is another value in the target");
         source::read(&job.inputs, Position::default(), &watch.read, &mut compare)?;

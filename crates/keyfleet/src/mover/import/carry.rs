@@ -20,12 +20,12 @@ use super::{
     big::{Build, Built},
     filter::{Asked, Bound},
     locked, open,
-    report::Tally,
+    report::{Tally, Troubles},
     source::{Next, Position, Visitor},
     state::Saved,
 };
 use crate::{
-    mover::load::{BusyKeys, Direct, Feeder, Loader, Target},
+    mover::load::{BusyKeys, Direct, Feeder, Loader, Progress, Target},
     observe::now_ms,
 };
 
@@ -85,7 +85,7 @@ impl<'a> Carrier<'a> {
         job: &'a Job,
         runtime: &Handle,
         watch: &'a Watch,
-        tally: Tally,
+        from: Saved,
     ) -> Result<Self, ImportError> {
         let loader = Arc::new(open(job, runtime, 0)?);
         let mut direct = loader.direct();
@@ -99,7 +99,7 @@ impl<'a> Carrier<'a> {
             feeder: loader.feeder(),
             direct,
             loader,
-            tally,
+            tally: from.tally,
             db: 0,
             source_db: 0,
             absolute: engine.kind != EngineKind::Redis || engine.version >= Version::new(5, 0, 0),
@@ -107,7 +107,7 @@ impl<'a> Carrier<'a> {
             build: None,
             attempts: (0, 0),
             noted: 0,
-            outcome: Outcome::default(),
+            outcome: Outcome { busy: from.existing, refused: from.refused, ..Outcome::default() },
             sent_commands: false,
         })
     }
@@ -126,13 +126,7 @@ impl<'a> Carrier<'a> {
         let progress = self.loader.progress();
         self.outcome.busy += progress.busy.load(Relaxed);
         self.outcome.busy_keys.join(&progress.busy_keys());
-        for refusal in progress.refusals() {
-            if refusal.key.starts_with(Build::PREFIX) {
-                continue;
-            }
-            self.outcome.refused += 1;
-            self.tally.troubles.add(&refusal.key, format!("refused: {}", refusal.error));
-        }
+        self.outcome.refused += refusals(progress, &mut self.tally.troubles);
         let lost = progress.lost.load(Relaxed);
         if self.sent_commands && lost > 0 {
             let why = "a connection broke before answers came: commands may have been done twice";
@@ -163,7 +157,13 @@ impl<'a> Carrier<'a> {
     fn note(&mut self, at: Position) {
         if self.job.state.is_some() && at.total >= self.noted + POSITION_BYTES {
             self.noted = at.total;
-            let saved = Saved { position: at, tally: self.tally.clone(), commands: false };
+            let saved = Saved {
+                position: at,
+                tally: self.tally.clone(),
+                existing: self.outcome.busy,
+                refused: self.outcome.refused,
+                commands: false,
+            };
             locked(&self.watch.positions).push_back(saved);
         }
     }
@@ -409,6 +409,21 @@ impl<'a> Carrier<'a> {
         }
         Ok(())
     }
+}
+
+/// Names the keys that the servers would not take; how many they are.
+pub(super) fn refusals(progress: &Progress, troubles: &mut Troubles) -> u64 {
+    let told = progress.refusals();
+    let pieces = told.iter().filter(|refusal| refusal.key.starts_with(Build::PREFIX)).count();
+    let more = progress.refused.load(Relaxed).saturating_sub(told.len() as u64);
+    let count = more + (told.len() - pieces) as u64;
+    for refusal in told.iter().filter(|refusal| !refusal.key.starts_with(Build::PREFIX)) {
+        troubles.add(&refusal.key, format!("refused: {}", refusal.error));
+    }
+    if more > 0 {
+        troubles.add(b"", format!("{more} more commands are refused"));
+    }
+    count
 }
 
 /// Does the text occur in the answer?

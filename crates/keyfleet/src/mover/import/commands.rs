@@ -120,7 +120,7 @@ impl Carrier<'_> {
             self.feeder.barrier()?;
             if let Some(state) = &self.job.state {
                 let tally = self.tally.clone();
-                state.save(&Saved { position: at, tally, commands: true })?;
+                state.save(&Saved { position: at, tally, commands: true, ..Saved::default() })?;
             }
         }
         self.switch(at, db)?;

@@ -20,6 +20,10 @@ use crate::secrets::sha256;
 pub struct Saved {
     pub position: Position,
     pub tally: Tally,
+    /// Keys that were there already.
+    pub existing: u64,
+    /// Keys that the servers would not take.
+    pub refused: u64,
     /// Commands were being sent, which must not be done twice.
     pub commands: bool,
 }
