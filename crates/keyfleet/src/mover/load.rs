@@ -245,7 +245,8 @@ struct Marks {
     fed: u64,
 }
 
-/// Stands for something unanswered at an offset of the source, until it is dropped.
+/// Stands for something unanswered at an offset of the source, until it is released. One that is only
+/// dropped, because the load stops, stands for ever: what it was for was not done.
 #[derive(Debug)]
 struct Mark {
     shared: Arc<Shared>,
@@ -261,14 +262,14 @@ impl Mark {
         drop(marks);
         Self { shared: Arc::clone(shared), place }
     }
-}
 
-impl Drop for Mark {
-    fn drop(&mut self) {
+    /// It is answered, or another mark stands for it.
+    fn release(self) {
         locked(&self.shared.marks).open.remove(&self.place);
         self.shared.lower.notify_waiters();
     }
 }
+
 
 impl Shared {
     /// Ends the load with its first error.

@@ -196,7 +196,9 @@ impl Lane<'_> {
         }
         if done {
             self.bytes -= flight.batch.bytes.len();
-            self.flights.pop_front();
+            if let Some(flight) = self.flights.pop_front() {
+                flight.batch.mark.release();
+            }
         }
         Some(())
     }
@@ -214,7 +216,7 @@ impl Lane<'_> {
                 }
             }
             // Only now: the strays have their own marks.
-            drop(flight.batch.mark);
+            flight.batch.mark.release();
         }
         (self.commands, self.bytes) = (0, 0);
     }

@@ -125,7 +125,7 @@ async fn send(shared: &Arc<Shared>, strays: Vec<Stray>) -> Result<(), LoadError>
         batch.bytes.extend_from_slice(&stray.command);
         let end = batch.bytes.len();
         batch.commands.push(Sent { end, slot: stray.slot, offset: stray.offset, asking });
-        drop(stray.mark);
+        stray.mark.release();
     }
     for (lane, batch) in batches {
         let sender = shared.table.sender(lane, shared, &Handle::current());
