@@ -19,7 +19,7 @@ use protocol::{
     engine::AtomicSlots,
     key_slot,
     rdb::{
-        Carried, Encoding, Event, Format, Key, Limits, Reader, Value, Writer, dump, encode,
+        Carried, Encoding, Event, Format, Key, Limits, Lost, Reader, Value, Writer, dump, encode,
         transcode,
     },
 };
@@ -116,7 +116,9 @@ async fn expect(cluster: &RawCluster, target: Engine, keys: &[Entry], from: &str
             && lost.field_ttls
             && let Value::Hash(hash) = &mut expected
         {
-            hash.values_mut().for_each(|field| field.expire_at_ms = None);
+            for field in hash.values_mut() {
+                field.expire_at_ms = None;
+            }
         }
         let owner = owners[usize::from(key_slot(&key.name).number())];
         let found = ask(&mut links[owner], &key.name).await;
@@ -152,7 +154,7 @@ async fn every_dump_into_every_cluster() {
             // Those of other databases, and what the target has no place for, are named.
             let lossy = |(key, raw): &&Entry| {
                 let carried = transcode(key.encoding, raw, &target).unwrap();
-                matches!(carried, Carried::Payload { lost, .. } if lost != Default::default())
+                matches!(carried, Carried::Payload { lost, .. } if lost != Lost::default())
             };
             let named = all.len() - fitting.len()
                 + fitting.iter().filter(lossy).count()
@@ -349,7 +351,10 @@ async fn a_full_target_is_waited_for_then_given_up_and_later_filled() {
     let (ended, report) = import(&fleet, &file, &to, &["--patience", "1s"]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(report["loaded"], KEYS, "{report}");
-    assert_eq!(call(&mut link, &["DBSIZE"]).await.unwrap(), Reply::Integer(KEYS as i64));
+    assert_eq!(
+        call(&mut link, &["DBSIZE"]).await.unwrap(),
+        Reply::Integer(KEYS.try_into().unwrap())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,7 +368,7 @@ async fn keys_that_are_there_already() {
         let (ended, report) = import(&fleet, &file, &to, more).await;
         assert_eq!(ended.code, Some(code), "{more:?} {ended:?}");
         let found = [&report["loaded"], &report["existing"], &report["existing_same"]];
-        assert_eq!(found.map(|found| found.as_u64()), [loaded, existing, same].map(Some));
+        assert_eq!(found.map(Json::as_u64), [loaded, existing, same].map(Some));
         (ended, report)
     };
     call(&mut link, &["SET", "key:7", "other"]).await.unwrap();
