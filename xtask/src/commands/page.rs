@@ -109,7 +109,9 @@ fn session_reason(session: Session) -> &'static str {
         Session::Transaction => "a transaction in one slot",
         Session::Blocking => "it may wait",
         Session::Subscription => "messages arrive on it",
-        Session::Acknowledgement => "only in a transaction: else writes go over connections that clients share",
+        Session::Acknowledgement => {
+            "only in a transaction: else writes go over connections that clients share"
+        }
     }
 }
 

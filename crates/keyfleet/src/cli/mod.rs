@@ -85,7 +85,6 @@ enum Command {
     Freeze(freeze::Args),
     /// Let plain clients use a cluster: serve them at one address
     Proxy(Box<proxy::Args>),
-    Proxy(proxy::Args),
     /// Load RDB and append-only files into a running cluster or server
     Import(Box<import::Args>),
     /// Show what an RDB file holds: memory by prefix, type and time left, and the biggest keys
@@ -141,7 +140,6 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Proxy(args) => block_on(proxy::run(&context, *args)),
         Command::Analyze(args) => block_on(analyze::run(&context, args)),
         Command::Import(args) => block_on(import::run(&context, *args)),
-        Command::Proxy(args) => block_on(proxy::run(&context, args)),
         Command::Freeze(args) => freeze::run(&context, &args),
     }
 }

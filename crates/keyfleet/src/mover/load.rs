@@ -270,7 +270,6 @@ impl Mark {
     }
 }
 
-
 impl Shared {
     /// Ends the load with its first error.
     fn stop(&self, error: LoadError) {
