@@ -385,8 +385,7 @@ async fn a_handover_loses_nothing() {
     world.until("copied", copied).await;
     assert!(gap < Duration::from_secs(1), "{gap:?}");
     assert!(matches!(world.up(1).await.role, Role::Replica { of, .. } if of == up.id));
-    let observed = world.observe().await;
-    assert!(is_calm(world.spec(), &observed));
+    world.until_calm().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
