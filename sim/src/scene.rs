@@ -244,7 +244,8 @@ fn host_id(host: u32, hosts: u32) -> HostId {
     if hosts == 1 { HostId::new("this-machine") } else { HostId::new(format!("host-{host}")) }
 }
 
-fn address(host: u32, hosts: u32) -> IpAddr {
+/// The address of a host by its number from 1, of so many.
+pub fn address(host: u32, hosts: u32) -> IpAddr {
     if hosts == 1 {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
     } else {

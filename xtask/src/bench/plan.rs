@@ -12,7 +12,6 @@
 use std::{
     collections::BTreeMap,
     hint::black_box,
-    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
@@ -200,7 +199,8 @@ fn situation(case: Case, nodes: u32, cluster_nodes: u32) -> Result<(Fleet, Scene
     let mut fleet = parsed.context("the spec")?.fleet;
     let model = fleet.clusters.pop_first().context("a cluster")?.1;
     let mut scene = Scene::empty(hosts);
-    fleet.hosts = scene.observed.hosts.keys().zip(0_u32..).map(|(id, at)| host(id, at)).collect();
+    let known = scene.observed.hosts.keys().zip(0_u32..);
+    fleet.hosts = known.map(|(id, at)| host(id, at, hosts)).collect();
     let standing = if case == Case::Rebalance { wanted } else { shards };
     for index in 0..nodes / cluster_nodes {
         let name = ClusterName::new(format!("cache{index}"));
@@ -247,9 +247,9 @@ fn situation(case: Case, nodes: u32, cluster_nodes: u32) -> Result<(Fleet, Scene
     Ok((fleet, scene))
 }
 
-fn host(id: &HostId, at: u32) -> (HostId, Host) {
-    let [_, _, high, low] = (at + 1).to_be_bytes();
-    let address = IpAddr::V4(Ipv4Addr::new(10, 77, high, low));
+fn host(id: &HostId, at: u32, hosts: u32) -> (HostId, Host) {
+    let number = id.as_str().rsplit_once('-').and_then(|(_, number)| number.parse().ok());
+    let address = scene::address(number.unwrap_or(at + 1), hosts);
     let zone = Zone::new(format!("zone-{}", at % 3));
     (id.clone(), Host { id: id.clone(), address, zone, memory: None })
 }

@@ -407,6 +407,9 @@ fn shard_is_served(view: &View<'_>, member: &Member<'_>) -> bool {
 fn waits_for_heir(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) -> bool {
     let history = view.observed.history.get(&view.spec.name);
     let handovers = history.map_or(&[][..], |history| &history.handovers_ms);
+    if handovers.is_empty() {
+        return false;
+    }
     let heir = view.members.iter().find(|other| {
         // One that is known to follow another primary is none.
         let of = view.replica_of(other);
