@@ -51,6 +51,9 @@ const WINDOW_COMMANDS: usize = 4_096;
 /// Bytes that wait for an answer, in all lanes together.
 const FLIGHT_BYTES: usize = 24 << 20;
 
+/// Bytes of commands that wait to be sent again, above which no new ones are taken.
+const STRAY_BYTES: usize = 16 << 20;
+
 /// How many commands' refusals are kept with their text.
 const REFUSALS_MAX: usize = 1_000;
 
@@ -230,9 +233,11 @@ struct Shared {
     /// Commands in flight that a lane may have at the moment.
     window: AtomicUsize,
     marks: Mutex<Marks>,
-    /// Told when a mark goes.
+    /// Told when a mark goes or the load stops.
     lower: Notify,
     strays: mpsc::UnboundedSender<Stray>,
+    /// Bytes of the commands that wait to be sent again.
+    stray_bytes: AtomicUsize,
     error: Mutex<Option<LoadError>>,
 }
 
@@ -263,6 +268,16 @@ impl Mark {
         Self { shared: Arc::clone(shared), place }
     }
 
+    /// Stands for something unanswered at `offset` too.
+    fn cover(&mut self, offset: u64) {
+        if offset < self.place.0 {
+            let mut marks = locked(&self.shared.marks);
+            marks.open.remove(&self.place);
+            self.place.0 = offset;
+            marks.open.insert(self.place);
+        }
+    }
+
     /// It is answered, or another mark stands for it.
     fn release(self) {
         locked(&self.shared.marks).open.remove(&self.place);
@@ -283,6 +298,16 @@ impl Shared {
     }
 
     async fn all_answered(&self) -> Result<(), LoadError> {
+        self.until(|| locked(&self.marks).open.is_empty()).await
+    }
+
+    /// Until there is room for commands that may have to be sent again.
+    async fn room(&self) -> Result<(), LoadError> {
+        self.until(|| self.stray_bytes.load(Ordering::Relaxed) < STRAY_BYTES).await
+    }
+
+    /// Until a condition holds that marks' going brings about.
+    async fn until(&self, holds: impl Fn() -> bool) -> Result<(), LoadError> {
         loop {
             let told = self.lower.notified();
             tokio::pin!(told);
@@ -290,7 +315,7 @@ impl Shared {
             if let Some(error) = locked(&self.error).clone() {
                 return Err(error);
             }
-            if locked(&self.marks).open.is_empty() {
+            if holds() {
                 return Ok(());
             }
             told.await;
@@ -311,6 +336,7 @@ impl Loader {
             marks: Mutex::default(),
             lower: Notify::new(),
             strays,
+            stray_bytes: AtomicUsize::new(0),
             error: Mutex::new(None),
         });
         let mut tasks = vec![tokio::spawn(mend::run(Arc::clone(&shared), wanted))];
@@ -413,6 +439,7 @@ impl Feeder {
 
     fn send(&mut self, lane: usize) -> Result<(), LoadError> {
         let Some(batch) = self.open.get_mut(lane).and_then(Option::take) else { return Ok(()) };
+        self.runtime.block_on(self.shared.room())?;
         let sender = self.shared.table.sender(lane, &self.shared, &self.runtime);
         // A closed lane means a stopped load.
         let sent = sender.blocking_send(batch).is_ok();

@@ -28,8 +28,8 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) struct Batch {
     pub bytes: Vec<u8>,
     pub commands: Vec<Sent>,
-    /// Of its first command.
-    mark: Mark,
+    /// For all its commands.
+    pub mark: Mark,
 }
 
 /// One command of a batch.
@@ -270,6 +270,7 @@ fn stray(shared: &Arc<Shared>, from: SocketAddr, sent: Sent, command: &[u8], aga
         mark: Mark::new(shared, sent.offset),
     };
     shared.progress.repeat(sent.slot);
+    shared.stray_bytes.fetch_add(stray.command.len(), Ordering::Relaxed);
     // Where nobody mends any more, the load has stopped.
     let _ = shared.strays.send(stray);
 }

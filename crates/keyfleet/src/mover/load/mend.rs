@@ -1,6 +1,11 @@
 //! Sends again, in order, what could not be done where or when it was sent.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use protocol::{Slot, resp::ServerError};
 use tokio::{
@@ -119,12 +124,15 @@ async fn send(shared: &Arc<Shared>, strays: Vec<Stray>) -> Result<(), LoadError>
         let asking = matches!(stray.again, Again::Ask(_));
         let batch =
             batches.entry(lane).or_insert_with(|| Batch::new(Mark::new(shared, stray.offset)));
+        // One that was sent before may come after a later one.
+        batch.mark.cover(stray.offset);
         if asking {
             batch.bytes.extend_from_slice(ASKING);
         }
         batch.bytes.extend_from_slice(&stray.command);
         let end = batch.bytes.len();
         batch.commands.push(Sent { end, slot: stray.slot, offset: stray.offset, asking });
+        shared.stray_bytes.fetch_sub(stray.command.len(), Ordering::Relaxed);
         stray.mark.release();
     }
     for (lane, batch) in batches {
