@@ -91,8 +91,6 @@ pub struct ServerCounters {
     pub request_bytes: Counter,
     pub responses: Counter,
     pub response_bytes: Counter,
-    /// Requests without a response.
-    pub in_flight: Counter,
     /// Connections, now and ever.
     pub connections: Counter,
     pub connections_ever: Counter,

@@ -175,8 +175,8 @@ fn render(loops: &[Figures]) -> String {
         for (sum, (_, counter)) in total.counters.iter_mut().zip(&SERVER) {
             *sum += counter(&server.counters).get();
         }
-        total.unanswered += server.unanswered as u64;
-        total.unsent_bytes += server.unsent_bytes as u64;
+        total.unanswered += server.unsent.requests + server.unanswered.requests;
+        total.unsent_bytes += server.unsent.bytes;
         let counts = server.counters.latency.counts();
         total.latency.resize(counts.len(), 0);
         for (sum, count) in total.latency.iter_mut().zip(counts) {
@@ -243,7 +243,7 @@ mod tests {
     use std::sync::Arc;
 
     use proxy::{
-        engine::{PoolFigures, ServerFigures},
+        engine::{PoolFigures, Queue, ServerFigures},
         route::Address,
     };
 
@@ -255,8 +255,8 @@ mod tests {
             let server = ServerFigures {
                 address: Arc::new(Address::parse("10.0.0.1:7000").unwrap()),
                 counters: Arc::default(),
-                unanswered: 2,
-                unsent_bytes: 10,
+                unsent: Queue { requests: 1, bytes: 10 },
+                unanswered: Queue { requests: 1, bytes: 20 },
             };
             server.counters.requests.add(requests);
             server.counters.latency.record(micros);

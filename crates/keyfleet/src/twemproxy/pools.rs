@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use fleet::spec::nutcracker::{HostPort, Listen, Pool, ServerAddress};
 use protocol::key_hash::twemproxy::RingServer;
 use proxy::{
-    engine::{Micros, PoolReport, PoolSetup, Profile, Users},
+    engine::{Micros, PoolFigures, PoolSetup, Profile, Users},
     route::{Address, Ejection, EjectionMode, Ring, Route},
 };
 
@@ -124,8 +124,8 @@ impl Figures {
     }
 
     /// Adds what one thread did, which has run since `started`.
-    pub(super) fn add(&mut self, report: &PoolReport, started: SystemTime) {
-        let counters = &report.counters;
+    pub(super) fn add(&mut self, done: &PoolFigures, started: SystemTime) {
+        let counters = &done.counters;
         let broken = counters.clients_broken.get();
         self.client_eof += counters.clients_ended.get().saturating_sub(broken);
         self.client_err += broken;
@@ -134,7 +134,7 @@ impl Figures {
         self.server_ejects += counters.ejections.get();
         self.forward_error += counters.forward_errors.get();
         self.fragments += counters.fragments.get();
-        for (figures, server) in self.servers.iter_mut().zip(&report.servers) {
+        for (figures, server) in self.servers.iter_mut().zip(&done.servers) {
             let counters = &server.counters;
             figures.server_eof += counters.ended.get();
             figures.server_err += counters.broken.get();

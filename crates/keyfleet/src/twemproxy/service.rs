@@ -10,7 +10,7 @@ use std::{
 use fleet::spec::nutcracker::Pool;
 use proxy::{
     driver::{self, Change, ListenError, Listener, Listening, Running},
-    engine::{Limits, PoolReport},
+    engine::Limits,
     route::{Address, EjectionMode},
 };
 
@@ -198,8 +198,8 @@ impl Service {
             .loops
             .iter()
             .map(|running| {
-                let (reports, answer) = mpsc::channel::<Vec<PoolReport>>();
-                running.report(reports);
+                let (sender, answer) = mpsc::channel();
+                running.figures(sender);
                 (running.started(), answer)
             })
             .collect();
@@ -207,10 +207,10 @@ impl Service {
             self.pools.iter().map(|each| Figures::new(&each.pool)).collect();
         for (started, answer) in asked {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(reports) = answer.recv_timeout(left) else { continue };
+            let Ok(done) = answer.recv_timeout(left) else { continue };
             for (figures, served) in all.iter_mut().zip(&self.pools) {
-                if let Some(report) = reports.get(served.number) {
-                    figures.add(report, started);
+                if let Some(pool) = done.pools.get(served.number) {
+                    figures.add(pool, started);
                 }
             }
         }

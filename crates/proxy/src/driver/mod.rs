@@ -10,24 +10,22 @@ mod change;
 mod crowd;
 mod drain;
 mod resolver;
+mod running;
 mod socket;
 mod tls;
 
 use std::{
     io::{self, ErrorKind},
-    sync::{
-        Arc,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    sync::mpsc::{Receiver, Sender},
+    time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, Poll, Token, Waker, event::Event};
+use mio::{Events, Interest, Poll, Token, event::Event};
 
 pub use self::{
     change::{Change, Listening},
     crowd::Crowd,
+    running::{Notice, Running, start},
     socket::{ListenError, Listener, Terms},
     tls::{Acceptor, ClientAuthority, TlsError, TlsFiles},
 };
@@ -35,13 +33,12 @@ use self::{
     crowd::Seat,
     drain::{Drain, Lingering},
     resolver::Resolver,
+    running::Message,
     socket::Socket,
 };
 use crate::{
-    engine::{
-        Action, ClientId, ConnId, Engine, Figures, Limits, Loss, Micros, PoolReport, PoolSetup,
-    },
-    route::{Address, Topology},
+    engine::{Action, ClientId, ConnId, Engine, Loss, Micros},
+    route::Address,
 };
 
 /// Bytes that one read may bring.
@@ -58,128 +55,6 @@ const CLIENT: usize = 0;
 const CONN: usize = 1;
 const LISTENER: usize = 2;
 const WAKER: Token = Token(3);
-
-/// What other threads tell a loop.
-#[derive(Debug)]
-enum Message {
-    Topology { pool: usize, topology: Topology },
-    Resolved { conn: ConnId, address: Option<Address> },
-    Change(Box<Change>),
-    Preconnect { pool: usize },
-    Report(Sender<Vec<PoolReport>>),
-    Figures(Sender<Figures>),
-    Drain(Duration),
-    Stop,
-}
-
-/// What a loop tells the one who started it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// A pool's topology seems to be outdated.
-    Refresh { pool: usize },
-}
-
-/// A running loop.
-pub struct Running {
-    messages: Sender<Message>,
-    waker: Arc<Waker>,
-    started: SystemTime,
-    thread: JoinHandle<io::Result<()>>,
-}
-
-impl Running {
-    /// Gives the loop a cluster's current state.
-    pub fn set_topology(&self, pool: usize, topology: Topology) {
-        self.send(Message::Topology { pool, topology });
-    }
-
-    /// Has it serve other pools, or serve them at other addresses.
-    pub fn change(&self, change: Change) {
-        self.send(Message::Change(Box::new(change)));
-    }
-
-    /// Has it connect to a pool's servers before they are needed.
-    pub fn preconnect(&self, pool: usize) {
-        self.send(Message::Preconnect { pool });
-    }
-
-    /// Asks for its figures; they come as soon as the turn that is at hand has ended.
-    pub fn report(&self, reports: Sender<Vec<PoolReport>>) {
-        self.send(Message::Report(reports));
-    }
-
-    /// When its engine's time began.
-    pub fn started(&self) -> SystemTime {
-        self.started
-    }
-
-    /// Asks for its figures; they come at the end of the turn that is at hand, if it still runs.
-    pub fn figures(&self, answers: Sender<Figures>) {
-        self.send(Message::Figures(answers));
-    }
-
-    /// Asks it to end well: it takes no new clients, answers what those that are there asked, and
-    /// ends, after `span` at the latest.
-    pub fn drain(&self, span: Duration) {
-        self.send(Message::Drain(span));
-    }
-
-    /// Asks it to end.
-    pub fn stop(&self) {
-        self.send(Message::Stop);
-    }
-
-    fn send(&self, message: Message) {
-        // A loop that has ended doesn't listen, and need not.
-        let _ = self.messages.send(message);
-        let _ = self.waker.wake();
-    }
-
-    /// Waits until it has ended.
-    pub fn join(self) -> io::Result<()> {
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the proxy's thread panicked")))
-    }
-}
-
-/// Starts a loop in a thread of its own. Each listener belongs to the pool of its number.
-pub fn start(
-    name: &str,
-    limits: Limits,
-    pools: Vec<PoolSetup>,
-    listeners: Vec<(usize, Listener)>,
-    notices: Sender<Notice>,
-) -> io::Result<Running> {
-    let poll = Poll::new()?;
-    let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-    let (sender, messages) = channel();
-    let mut engine = Engine::new(limits);
-    for pool in pools {
-        engine.add_pool(pool);
-    }
-    let resolver = Resolver::new(sender.clone(), Arc::clone(&waker));
-    let mut driver = Loop {
-        poll,
-        engine,
-        started: Instant::now(),
-        listeners: Vec::new(),
-        clients: Vec::new(),
-        conns: Vec::new(),
-        buffer: vec![0; READ_BYTES].into_boxed_slice(),
-        again: Vec::new(),
-        messages,
-        notices,
-        resolver,
-        drain: None,
-        lingering: Vec::new(),
-        stopping: false,
-    };
-    for (pool, listener) in listeners {
-        driver.listen(pool, listener)?;
-    }
-    let started = SystemTime::now();
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || driver.run())?;
-    Ok(Running { messages: sender, waker, started, thread })
-}
 
 /// A socket with what is known of it, so that no call is made in vain.
 struct Place<T> {
@@ -333,10 +208,6 @@ impl Loop {
                 }
                 Message::Change(change) => self.change(*change),
                 Message::Preconnect { pool } => self.engine.preconnect(pool),
-                Message::Report(reports) => {
-                    // Who asked may have stopped waiting.
-                    let _ = reports.send(self.engine.report());
-                }
                 Message::Figures(answers) => {
                     // Who asked may have stopped waiting.
                     let _ = answers.send(self.engine.figures());

@@ -11,7 +11,7 @@ use std::{
 
 use mio::Waker;
 
-use super::Message;
+use super::running::Message;
 use crate::{engine::ConnId, route::Address};
 
 type Question = (ConnId, String, u16);

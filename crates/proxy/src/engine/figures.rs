@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Engine;
+use super::{Engine, server::Conn};
 use crate::{
     counters::{PoolCounters, ServerCounters},
     route::Address,
@@ -22,7 +22,7 @@ pub struct Figures {
 pub struct PoolFigures {
     /// They stay current.
     pub counters: Arc<PoolCounters>,
-    /// Those that it had before too.
+    /// Those of its route, in the route's order, then those that it had before.
     pub servers: Vec<ServerFigures>,
 }
 
@@ -32,36 +32,58 @@ pub struct ServerFigures {
     pub address: Arc<Address>,
     /// They stay current.
     pub counters: Arc<ServerCounters>,
-    /// Requests without a reply.
-    pub unanswered: usize,
-    /// Bytes of requests that are still to be written to it.
-    pub unsent_bytes: usize,
+    /// Requests that are still to be written to it.
+    pub unsent: Queue,
+    /// Requests that it has and did not answer.
+    pub unanswered: Queue,
+}
+
+/// So many requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    pub requests: u64,
+    pub bytes: u64,
 }
 
 impl Engine {
-    /// Walks over all clients and connections.
+    /// Walks over all clients and connections, and over all that is on its way.
     pub fn figures(&self) -> Figures {
-        let mut queues = vec![(0, 0); self.core.servers.len()];
+        let mut queues = vec![(Queue::default(), Queue::default()); self.core.servers.len()];
         for (_, conn) in self.core.conns.iter() {
-            if let Some((unanswered, unsent_bytes)) = queues.get_mut(usize::from(conn.server)) {
-                *unanswered += conn.pending.len();
-                *unsent_bytes += conn.output.unsent_len();
+            if let Some((unsent, unanswered)) = queues.get_mut(usize::from(conn.server)) {
+                add(conn, unsent, unanswered);
             }
         }
-        let servers = |pool: usize| {
-            let all = self.core.servers.iter().zip(&queues);
-            let own = all.filter(move |(server, _)| usize::from(server.pool) == pool);
-            own.map(|(server, (unanswered, unsent_bytes))| ServerFigures {
-                address: Arc::clone(&server.address),
-                counters: Arc::clone(&server.counters),
-                unanswered: *unanswered,
-                unsent_bytes: *unsent_bytes,
-            })
+        let figures = |index: usize| {
+            let (server, (unsent, unanswered)) =
+                (self.core.servers.get(index)?, *queues.get(index)?);
+            let (address, counters) = (Arc::clone(&server.address), Arc::clone(&server.counters));
+            Some(ServerFigures { address, counters, unsent, unanswered })
         };
-        let pools = self.core.pools.iter().enumerate().map(|(number, pool)| PoolFigures {
-            counters: Arc::clone(&pool.counters),
-            servers: servers(number).collect(),
+        let pools = self.core.pools.iter().enumerate().map(|(number, pool)| {
+            let routed = pool.servers.iter().map(|index| usize::from(*index));
+            let former = self.core.servers.iter().enumerate().filter(|(index, server)| {
+                usize::from(server.pool) == number
+                    && !pool.servers.iter().any(|each| usize::from(*each) == *index)
+            });
+            let servers = routed.chain(former.map(|(index, _)| index)).filter_map(figures);
+            PoolFigures { counters: Arc::clone(&pool.counters), servers: servers.collect() }
         });
         Figures { buffer_bytes: self.buffer_bytes(), pools: pools.collect() }
+    }
+}
+
+/// Adds what a connection carries.
+fn add(conn: &Conn, unsent: &mut Queue, unanswered: &mut Queue) {
+    let mut left = conn.output.unsent_len();
+    unsent.bytes += left as u64;
+    for pending in conn.pending.iter().rev() {
+        if left > 0 {
+            left = left.saturating_sub(pending.length);
+            unsent.requests += 1;
+        } else {
+            unanswered.requests += 1;
+            unanswered.bytes += pending.length as u64;
+        }
     }
 }

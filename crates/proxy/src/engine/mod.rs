@@ -27,6 +27,7 @@ mod facade;
 mod fan;
 mod feed;
 mod figures;
+mod fragments;
 mod gather;
 mod identity;
 mod local;
@@ -37,12 +38,12 @@ mod redirect;
 mod reload;
 mod replies;
 pub mod reply;
-mod report;
 pub mod request;
 mod scan;
 mod scripts;
 mod server;
 mod session;
+mod settings;
 pub mod slab;
 mod split;
 mod stream;
@@ -53,7 +54,6 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
 use self::{
     client::{Awaited, Ending, Hold, Works},
-    request::RequestLimits,
     scripts::Scripts,
     server::{Conn, Link, Server},
     slab::{Id, Slab},
@@ -61,13 +61,13 @@ use self::{
 };
 pub use self::{
     client::{Client, Mode, Work},
-    figures::{Figures, PoolFigures, ServerFigures},
+    figures::{Figures, PoolFigures, Queue, ServerFigures},
     login::{User, Users},
-    report::{PoolReport, Queue, ServerReport},
     server::ConnId,
+    settings::{Limits, PoolSetup, Profile},
 };
 use crate::{
-    counters::{PoolCounters, ServerCounters},
+    counters::PoolCounters,
     route::{Address, Route},
 };
 
@@ -79,79 +79,6 @@ pub type Micros = u64;
 
 /// Names a client.
 pub type ClientId = Id<Client>;
-
-/// What may be held in memory, and for how long.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    pub request: RequestLimits,
-    /// A request that is not whole yet may have so many bytes.
-    pub query_bytes_max: usize,
-    /// One with so many bytes is passed on as it comes, if its command and only key are known.
-    pub stream_bytes_min: usize,
-    /// A client with so many requests without an answer is not read from.
-    pub outstanding_max: usize,
-    /// Nor is one with so many bytes of replies, written or parked, that it didn't take yet.
-    pub waiting_bytes_max: usize,
-    /// A server's connection isn't read either while the client that its next reply is for has
-    /// so many bytes waiting.
-    pub waiting_bytes_hard: usize,
-    /// One reply of several that become one may have so many bytes.
-    pub merged_bytes_max: usize,
-    /// A client whose replies keep a server's connection from being read for so long is closed.
-    pub stall: Micros,
-    /// Requests are not read while the server they go to has so many bytes to be written.
-    pub server_bytes_max: usize,
-    /// Replies of several servers that become one may have so many bytes together.
-    pub gathered_bytes_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            request: RequestLimits::default(),
-            query_bytes_max: 64 << 20,
-            stream_bytes_min: 64 << 10,
-            outstanding_max: 1024,
-            waiting_bytes_max: 1 << 20,
-            waiting_bytes_hard: 4 << 20,
-            merged_bytes_max: 64 << 20,
-            stall: 10_000_000,
-            server_bytes_max: 4 << 20,
-            gathered_bytes_max: 64 << 20,
-        }
-    }
-}
-
-/// What a connection to a server begins with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Profile {
-    pub user: Option<String>,
-    pub password: Option<String>,
-    /// SELECT, where not 0.
-    pub database: u32,
-    /// HELLO 3.
-    pub resp3: bool,
-}
-
-/// A set of servers with what clients see as one.
-#[derive(Debug, Clone)]
-pub struct PoolSetup {
-    pub route: Route,
-    /// In the route's order.
-    pub servers: Vec<Arc<Address>>,
-    pub profile: Profile,
-    /// What clients have to say in AUTH before anything else.
-    pub client_password: Option<String>,
-    /// Who may be a client beside those.
-    pub users: Users,
-    /// A request that has no reply after so long is answered with an error.
-    pub timeout: Option<Micros>,
-    /// How many connections to each server.
-    pub server_connections: usize,
-    /// The wait before a server that refused is tried again; doubled up to `backoff_max`.
-    pub backoff_min: Micros,
-    pub backoff_max: Micros,
-}
 
 /// What a driver is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,7 +192,9 @@ struct Core {
     adrift: Vec<ClientId>,
     /// Clients whose session waits for a slot to settle.
     postponed: Vec<ClientId>,
-    scratch: dispatch::Scratch,
+    scratch: fragments::Scratch,
+    /// An inline request as servers want it; reused.
+    inline: Vec<u8>,
     /// How often, so to say, a number was drawn.
     draws: u64,
 }
@@ -289,7 +218,8 @@ impl Engine {
             limbo: redirect::Limbo::default(),
             adrift: Vec::new(),
             postponed: Vec::new(),
-            scratch: dispatch::Scratch::default(),
+            scratch: fragments::Scratch::default(),
+            inline: Vec::new(),
             draws: 0,
         };
         Self { clients: Slab::default(), core }
@@ -305,17 +235,6 @@ impl Engine {
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
         self.core.pools.push(Pool::new(setup, servers, profile, users));
         pool
-    }
-
-    /// A pool's figures; they stay current.
-    pub fn pool_counters(&self, pool: usize) -> Option<Arc<PoolCounters>> {
-        self.core.pools.get(pool).map(|pool| Arc::clone(&pool.counters))
-    }
-
-    /// The figures of a pool's servers, those that it had before too; they stay current.
-    pub fn server_counters(&self, pool: usize) -> Vec<(Arc<Address>, Arc<ServerCounters>)> {
-        let servers = self.core.servers.iter().filter(|server| usize::from(server.pool) == pool);
-        servers.map(|each| (Arc::clone(&each.address), Arc::clone(&each.counters))).collect()
     }
 
     /// How many pools there are, removed ones among them.

@@ -1,0 +1,79 @@
+//! What an engine is told to begin with: limits, and pools of servers.
+
+use std::sync::Arc;
+
+use super::{Micros, login::Users, request::RequestLimits};
+use crate::route::{Address, Route};
+
+/// What may be held in memory, and for how long.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub request: RequestLimits,
+    /// A request that is not whole yet may have so many bytes.
+    pub query_bytes_max: usize,
+    /// One with so many bytes is passed on as it comes, if its command and only key are known.
+    pub stream_bytes_min: usize,
+    /// A client with so many requests without an answer is not read from.
+    pub outstanding_max: usize,
+    /// Nor is one with so many bytes of replies, written or parked, that it didn't take yet.
+    pub waiting_bytes_max: usize,
+    /// A server's connection isn't read either while the client that its next reply is for has
+    /// so many bytes waiting.
+    pub waiting_bytes_hard: usize,
+    /// One reply of several that become one may have so many bytes.
+    pub merged_bytes_max: usize,
+    /// A client whose replies keep a server's connection from being read for so long is closed.
+    pub stall: Micros,
+    /// Requests are not read while the server they go to has so many bytes to be written.
+    pub server_bytes_max: usize,
+    /// Replies of several servers that become one may have so many bytes together.
+    pub gathered_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request: RequestLimits::default(),
+            query_bytes_max: 64 << 20,
+            stream_bytes_min: 64 << 10,
+            outstanding_max: 1024,
+            waiting_bytes_max: 1 << 20,
+            waiting_bytes_hard: 4 << 20,
+            merged_bytes_max: 64 << 20,
+            stall: 10_000_000,
+            server_bytes_max: 4 << 20,
+            gathered_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// What a connection to a server begins with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    pub user: Option<String>,
+    pub password: Option<String>,
+    /// SELECT, where not 0.
+    pub database: u32,
+    /// HELLO 3.
+    pub resp3: bool,
+}
+
+/// A set of servers with what clients see as one.
+#[derive(Debug, Clone)]
+pub struct PoolSetup {
+    pub route: Route,
+    /// In the route's order.
+    pub servers: Vec<Arc<Address>>,
+    pub profile: Profile,
+    /// What clients have to say in AUTH before anything else.
+    pub client_password: Option<String>,
+    /// Who may be a client beside those.
+    pub users: Users,
+    /// A request that has no reply after so long is answered with an error.
+    pub timeout: Option<Micros>,
+    /// How many connections to each server.
+    pub server_connections: usize,
+    /// The wait before a server that refused is tried again; doubled up to `backoff_max`.
+    pub backoff_min: Micros,
+    pub backoff_max: Micros,
+}
