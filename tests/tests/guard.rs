@@ -524,6 +524,8 @@ async fn a_freeze_stops_planned_changes() {
     let (primary, replica) = pair(&fleet).await;
     let ended = fleet.run(&["handover", &primary.to_string()]).await.expect_code(1);
     assert!(ended.stderr.contains("main is frozen") && ended.stderr.contains(lift), "{ended:?}");
+    let ended = fleet.run(&["down"]).await.expect_code(1);
+    assert!(ended.stderr.contains(lift) && ended.stderr.contains("down --force"), "{ended:?}");
     assert!(is_primary(&fleet.observe().await.expect("it can be looked at"), &primary));
     let value = async || {
         let name = "slowlog-log-slower-than";
@@ -551,6 +553,10 @@ async fn a_freeze_stops_planned_changes() {
     fleet.up().await;
     assert_eq!(value().await.as_deref(), Some("4242"));
     fleet.expect_settled(3, 1).await;
+    // Who insists is not held up.
+    fleet.run(&["freeze", "main"]).await.expect_code(0);
+    fleet.run(&["down", "--force"]).await.expect_code(0);
+    assert_eq!(fleet.pid(&primary), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

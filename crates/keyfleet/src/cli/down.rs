@@ -10,7 +10,7 @@ use fleet::{
 
 use super::{
     context::{Context, choose},
-    lease,
+    freeze, lease,
     progress::Progress,
     signals,
     text::plural,
@@ -32,6 +32,9 @@ pub struct Args {
     /// Only these clusters
     #[arg(value_name = "CLUSTER")]
     clusters: Vec<String>,
+    /// Stop what is frozen too
+    #[arg(long)]
+    force: bool,
     /// Delete the data too; asks for each cluster's name
     #[arg(long)]
     delete_data: bool,
@@ -50,6 +53,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     known.sort_unstable();
     known.dedup();
     let chosen = choose(&args.clusters, known)?;
+    if !args.force {
+        freeze::refuse(context, &store, &chosen, Some("down --force"))?;
+    }
     if args.delete_data {
         confirm(context, &chosen, &args.yes_delete, &store)?;
     }

@@ -52,8 +52,13 @@ pub fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Refuses to change clusters that are frozen.
-pub fn refuse(context: &Context, store: &Store, chosen: &[ClusterName]) -> Result<(), Failure> {
+/// Refuses to change clusters that are frozen. `regardless`: the command that does so all the same.
+pub fn refuse(
+    context: &Context,
+    store: &Store,
+    chosen: &[ClusterName],
+    regardless: Option<&str>,
+) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for name in chosen {
         let Some(freeze) = store.freeze(name)?.filter(|freeze| freeze.until_ms > now_ms()) else {
@@ -61,9 +66,12 @@ pub fn refuse(context: &Context, store: &Store, chosen: &[ClusterName]) -> Resul
         };
         let why = if freeze.why.is_empty() { String::new() } else { format!(": {}", freeze.why) };
         let left = span(freeze.until_ms.saturating_sub(now_ms()));
-        problems.push(Problem::new(format!("{name} is frozen for another {left}{why}")).hint(
-            format!("end the freeze with: {}", context.command(&format!("freeze {name} --lift"))),
-        ));
+        let lift = context.command(&format!("freeze {name} --lift"));
+        let mut hint = format!("end the freeze with: {lift}");
+        if let Some(command) = regardless {
+            hint += &format!("; or all the same: {}", context.command(command));
+        }
+        problems.push(Problem::new(format!("{name} is frozen for another {left}{why}")).hint(hint));
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::user_all(problems)) }
 }

@@ -45,7 +45,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     let touched: BTreeSet<_> = todo.iter().map(|node| node.cluster.clone()).collect();
     let touched: Vec<_> = touched.into_iter().collect();
-    freeze::refuse(context, &session.store, &touched)?;
+    freeze::refuse(context, &session.store, &touched, None)?;
     let progress = Progress::new(context.printer);
     let work = async {
         for from in &todo {

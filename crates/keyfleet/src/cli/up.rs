@@ -42,7 +42,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let session = context.open()?;
     let chosen = clusters(&session.fleet, &args.clusters)?;
-    freeze::refuse(context, &session.store, &chosen)?;
+    freeze::refuse(context, &session.store, &chosen, None)?;
     let guard = lease::guard_pid(&session.store)?;
     let lease = lease::take(&session.store, "up").await?;
     for name in &chosen {
