@@ -40,7 +40,7 @@ impl Scene {
         let view = HostView {
             reachable: true,
             memory: Some(Bytes::mib(16 * 1024)),
-            ports_taken: BTreeSet::new(),
+            ports_taken: BTreeMap::new(),
         };
         let hosts = (1..=hosts).map(|host| (host_id(host, hosts), view.clone())).collect();
         let observed = Observed {

@@ -1,11 +1,12 @@
 //! Hosts that are lost for good, and hosts whose address changes. Hosts are loopback addresses.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, process::Command};
 
 use fleet::{
     model::{HostId, NodeName},
     observed::{NodeView, Observed},
 };
+use keyfleet::{admin_client::Login, secrets::Secret};
 use tests::{
     fleet::{Spec, TestFleet},
     ledger::Options,
@@ -114,6 +115,60 @@ async fn nodes_find_each_other_after_all_addresses_changed() {
     fleet.up().await;
     let after = fleet.expect_settled(3, 1).await;
     expect_addresses(&after, &[1, 2, 3]);
+    let ids =
+        |observed: &Observed| -> Vec<_> { observed.nodes.values().map(NodeView::id).collect() };
+    assert_eq!(ids(&after), ids(&before));
+    assert_eq!(fleet.keys().await, KEYS);
+}
+
+/// An address that this machine has for as long as the value is there.
+struct OwnAddress(String);
+
+impl OwnAddress {
+    /// One that no other test has; the number is the caller's own. None where we may not have any.
+    fn new(number: u8) -> Option<Self> {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Self(format!("10.{}.{high}.{low}", 213 + number));
+        address.set("add").then_some(address)
+    }
+
+    fn set(&self, verb: &str) -> bool {
+        let address = format!("{}/32", self.0);
+        let done = Command::new("ip").args(["address", verb, &address, "dev", "lo"]).status();
+        done.expect("ip, of the package iproute2").success()
+    }
+}
+
+impl Drop for OwnAddress {
+    fn drop(&mut self) {
+        self.set("del");
+    }
+}
+
+/// The servers run on, at an address that is no more: nobody reaches them, nor they each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_whose_address_vanished_are_brought_back_at_the_new_one() {
+    let (Some(old), Some(new)) = (OwnAddress::new(0), OwnAddress::new(1)) else {
+        return eprintln!("not tried: this user may give the machine no addresses");
+    };
+    let at = |address: &OwnAddress| Spec { addresses: vec![address.0.clone()], ..Spec::default() };
+    let fleet = start(&at(&old)).await;
+    // Where clients may come from elsewhere they need a password.
+    let secret = fleet.directory().join(".keyfleet/secrets/main.default");
+    let password = Secret::new(std::fs::read_to_string(secret).expect("there is one").trim());
+    let login = Some(Login { user: "default".to_owned(), password });
+    fleet.under_ledger(Options { login, ..load() }, async {}).await;
+    let before = fleet.expect_settled(3, 1).await;
+    assert!(old.set("del"));
+    let blocked = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
+    assert!(
+        blocked.stderr.contains(&format!("{}, which is not this machine", old.0)),
+        "{blocked:?}"
+    );
+    fleet.edit(&at(&new));
+    fleet.up().await;
+    let after = fleet.expect_settled(3, 1).await;
+    assert!(after.nodes.values().all(|view| view.address.to_string() == new.0), "{after:?}");
     let ids =
         |observed: &Observed| -> Vec<_> { observed.nodes.values().map(NodeView::id).collect() };
     assert_eq!(ids(&after), ids(&before));

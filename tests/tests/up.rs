@@ -211,3 +211,25 @@ async fn a_value_that_servers_refuse_is_mended_in_the_file() {
     fleet.up().await;
     fleet.expect_settled(3, 1).await;
 }
+
+/// Who removed the state directory has servers left that let nobody in; who has another server at a
+/// port has a node that can't start. Both is said at once, with the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_in_the_way_are_named() {
+    let fleet = TestFleet::new(&Spec::default());
+    fleet.up().await;
+    fleet.expect_settled(3, 1).await;
+    let held = fleet.address(&node(2)).expect("it has an address");
+    fleet.run(&["down"]).await.expect_code(0);
+    let listener = TcpListener::bind(held).expect("the port is free");
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
+    let expected = format!("another program (pid {}) listens at its port", std::process::id());
+    assert!(ended.stderr.contains(&expected), "{ended:?}");
+    drop(listener);
+    fleet.up().await;
+    fleet.expect_settled(3, 1).await;
+    let pid = fleet.pid(&node(1)).expect("it runs");
+    fs::remove_dir_all(fleet.directory().join(".keyfleet")).expect("it can be removed");
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_code(1);
+    assert!(ended.stderr.contains(&format!("kill {pid}")), "{ended:?}");
+}

@@ -17,6 +17,7 @@ pub fn run_all(filter: &[String]) -> Result<()> {
         ("redis-server", "redis-server"),
         ("redis-cli", "redis-tools"),
         ("nutcracker", "nutcracker"),
+        ("ip", "iproute2"),
     ])?;
     engines::install()?;
     clients::install()?;

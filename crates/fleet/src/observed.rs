@@ -2,7 +2,7 @@
 //! the difference is data: nothing is averaged.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -30,8 +30,9 @@ pub struct HostView {
     pub reachable: bool,
     /// Physical memory.
     pub memory: Option<Bytes>,
-    /// TCP ports that something listens on at the host's address, other than our nodes.
-    pub ports_taken: BTreeSet<u16>,
+    /// TCP ports that something listens on at the host's address, other than our nodes; with the
+    /// process's number for those that a stopped node of ours needs, where it can be found.
+    pub ports_taken: BTreeMap<u16, Option<u32>>,
 }
 
 /// A node as seen: what its host's runtime says of process and disk, and what the server says.
@@ -65,7 +66,7 @@ pub enum Process {
     /// There is none: it was never started, stopped, or it died.
     Gone,
     Running,
-    /// It exists and is stopped by a signal (SIGSTOP) or a debugger.
+    /// It exists and is stopped by a signal (SIGSTOP).
     Suspended,
     /// The host can't be asked.
     Unknown,
@@ -98,6 +99,9 @@ pub enum Server {
     Silent {
         for_ms: u64,
     },
+    /// Its process runs, and its host has lost the address that it listens at: it reaches nobody, and
+    /// nobody reaches it.
+    Stranded,
     /// It is reading its data from disk.
     Loading,
     /// It answered with an error that keeps us out (authentication, protected mode, not a cluster).

@@ -63,6 +63,8 @@ pub enum State {
     Hung { for_ms: u64, suspended: bool },
     /// Its process is gone, for certain.
     Dead,
+    /// Its process runs at an address that its host has lost.
+    Stranded,
     /// No answer, and its host can't be asked why.
     Unreachable,
     /// It answers and keeps us out.
@@ -82,6 +84,7 @@ impl State {
             (Server::Loading, _) => Self::Loading,
             (Server::Denied { .. }, _) => Self::Denied,
             (_, Process::Gone) => Self::Dead,
+            (Server::Stranded, _) => Self::Stranded,
             (Server::Silent { for_ms }, Process::Running) => {
                 Self::Hung { for_ms: *for_ms, suspended: false }
             }

@@ -35,7 +35,7 @@ impl PortsInUse {
     pub fn new(observed: &Observed) -> Self {
         let mut by_host: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
         for (host, view) in &observed.hosts {
-            by_host.entry(host.clone()).or_default().extend(&view.ports_taken);
+            by_host.entry(host.clone()).or_default().extend(view.ports_taken.keys());
         }
         for view in observed.nodes.values() {
             let taken = by_host.entry(view.host.clone()).or_default();

@@ -471,6 +471,7 @@ const fn verdict(state: State) -> &'static str {
         State::Hung { suspended: true, .. } => "hangs: its process is suspended",
         State::Hung { suspended: false, .. } => "hangs: its process runs and answers nobody",
         State::Dead => "is dead: its process is gone",
+        State::Stranded => "runs at an address that its host has lost",
         State::Unreachable => "can't be reached, nor its host asked why",
         State::Denied => "keeps us out",
     }

@@ -53,6 +53,9 @@ pub enum Action {
     StopNode { node: NodeName },
     /// Stop a server that answers nobody (SIGKILL); it is started again by a later step.
     KillNode { node: NodeName },
+    /// Stop a server in good order whose host has lost the address that it listens at, and start it where
+    /// its host is now.
+    Readdress { node: NodeName },
     /// Stop a node that owns nothing any more, forget it everywhere, remove its directory.
     RemoveNode { node: NodeName },
     /// CONFIG SET these directives and write them to the node's file. Limits grow before and shrink
@@ -66,6 +69,17 @@ pub enum Action {
     StopProxy { proxy: ProxyName },
     /// Stop and start a replica's (or a lone node's) server with the wanted engine and configuration.
     RestartNode { node: NodeName },
+}
+
+impl fmt::Display for Step {
+    /// `cache: assign …`: the action, with the cluster's name where the action doesn't tell it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let action = self.action.to_string();
+        if !action.contains(self.cluster.as_str()) {
+            write!(f, "{}: ", self.cluster)?;
+        }
+        f.write_str(&action)
+    }
 }
 
 /// How half-moved slots came to be, which says how to close them.
@@ -117,6 +131,7 @@ impl Action {
             | Self::Promote { .. }
             | Self::TakeOver { .. }
             | Self::KillNode { .. }
+            | Self::Readdress { .. }
             | Self::RepairSlots { .. } => Weight::Urgent,
         }
     }
@@ -144,6 +159,7 @@ impl Action {
             | Self::Promote { .. }
             | Self::TakeOver { .. }
             | Self::KillNode { .. }
+            | Self::Readdress { .. }
             | Self::RepairSlots { .. } => false,
         }
     }
@@ -165,6 +181,7 @@ impl Action {
             Self::Forget { .. } => "forget",
             Self::StopNode { .. } => "stop-node",
             Self::KillNode { .. } => "kill-node",
+            Self::Readdress { .. } => "readdress",
             Self::RemoveNode { .. } => "remove-node",
             Self::SetConfig { .. } => "set-config",
             Self::ApplyAcl { .. } => "apply-acl",
@@ -207,6 +224,7 @@ impl fmt::Display for Action {
             Self::Forget { id } => write!(f, "forget {}", id.short()),
             Self::StopNode { node } => write!(f, "stop {node}"),
             Self::KillNode { node } => write!(f, "kill {node}, which hangs"),
+            Self::Readdress { node } => write!(f, "restart {node} at its host's new address"),
             Self::RemoveNode { node } => write!(f, "remove {node}"),
             Self::SetConfig { node, directives } => {
                 let names: Vec<&str> = directives.keys().map(String::as_str).collect();
@@ -255,4 +273,10 @@ pub struct Waiting {
     pub cluster: ClusterName,
     /// `cache-4 is copying its primary's data`.
     pub what: String,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cluster, self.what)
+    }
 }

@@ -1,12 +1,13 @@
 //! What the planner decides in single situations. Whole paths and random faults are in `sim`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use fleet::{
+    check::check_wave,
     model::*,
     observed::*,
     plan::plan,
@@ -83,7 +84,7 @@ fn spec(shards: u32, replicas: u32, hosts: usize) -> Fleet {
 type Seat = (u32, usize, Option<u32>, &'static str);
 
 fn nothing(hosts: usize) -> Observed {
-    let view = HostView { reachable: true, memory: None, ports_taken: BTreeSet::new() };
+    let view = HostView { reachable: true, memory: None, ports_taken: BTreeMap::new() };
     Observed {
         at_ms: 1_000_000_000,
         hosts: (0..hosts).map(|index| (host_name(index), view.clone())).collect(),
@@ -542,6 +543,87 @@ fn nodes_follow_their_host_to_another_address() {
     assert_eq!(steps[..3], expected, "{steps:#?}");
     assert!(waves.last().is_some_and(Wave::is_done), "{waves:?}");
     assert!(!steps.iter().any(|step| step.starts_with("introduce")), "{steps:#?}");
+}
+
+/// Nobody reaches a server whose host has lost its address; it comes back where the host is now, unless
+/// that would cost what it has in memory only.
+#[test]
+fn stranded_servers_follow_their_host() {
+    let mut fleet = spec(3, 1, 3);
+    let mut observed = world(3, &THREE);
+    let strand = |observed: &mut Observed, number| {
+        observed.nodes.get_mut(&node(number)).unwrap().server = Server::Stranded;
+    };
+    let judged = |fleet: &Fleet, observed: &Observed, expected: &[&str]| {
+        check(fleet, observed, expected);
+        let wave = plan(fleet, observed);
+        let violations = check_wave(fleet, observed, &wave);
+        assert!(violations.is_empty(), "{violations:?}");
+    };
+    strand(&mut observed, 2);
+    strand(&mut observed, 4);
+    judged(&fleet, &observed, &["blocked: h1 has lost 127.0.2.1, where it listens"; 2]);
+    fleet.hosts.get_mut(&host_name(1)).unwrap().address = Ipv4Addr::new(127, 0, 9, 1).into();
+    let (first, second) =
+        ("restart c-2 at its host's new address", "restart c-4 at its host's new address");
+    judged(&fleet, &observed, &[first, second]);
+    let memory_only = [("save", ""), ("appendonly", "no")];
+    let config = &mut fleet.clusters.get_mut(&name()).unwrap().config;
+    for (name, value) in memory_only {
+        config.insert(name.into(), DirectiveValue::single(value));
+    }
+    let wait = "wait: c-2 can't be reached; the cluster elects another";
+    judged(&fleet, &observed, &[second, wait]);
+    strand(&mut observed, 5);
+    let lost = "blocked: h1 has lost 127.0.2.1, and what c-2 holds is in memory only";
+    fleet.hosts.get_mut(&host_name(2)).unwrap().address = Ipv4Addr::new(127, 0, 9, 2).into();
+    judged(
+        &fleet,
+        &observed,
+        &[
+            second,
+            lost,
+            lost.replace("h1 has lost 127.0.2.1", "h2 has lost 127.0.3.1")
+                .replace("c-2", "c-5")
+                .as_str(),
+        ],
+    );
+    // That there are many of them is no reason to hold oneself for blind.
+    fleet.clusters.get_mut(&name()).unwrap().config.clear();
+    for number in 1..=6 {
+        strand(&mut observed, number);
+    }
+    fleet.hosts.get_mut(&host_name(0)).unwrap().address = Ipv4Addr::new(127, 0, 9, 3).into();
+    assert_eq!(plan(&fleet, &observed).steps.len(), 6);
+}
+
+/// Its directory was removed while it ran, and its passwords with it.
+#[test]
+fn who_keeps_us_out_is_not_waited_for() {
+    let mut observed = world(1, &[(1, 0, None, "none"), (2, 0, None, "none")]);
+    for view in observed.nodes.values_mut() {
+        view.server = Server::Denied { error: "WRONGPASS".to_owned() };
+        view.disk = Disk::EMPTY;
+    }
+    let wave = plan(&spec(2, 0, 1), &observed);
+    assert_eq!((wave.steps.len(), wave.waiting.len(), wave.blocked.len()), (0, 0, 2));
+    let hint = wave.blocked[0].hint.as_deref().unwrap();
+    assert!(hint.ends_with("kill 101"), "{hint}");
+}
+
+#[test]
+fn nothing_is_started_at_a_port_that_another_holds() {
+    let mut observed = world(3, &THREE);
+    kill(&mut observed, 5);
+    let mut check_with = |holder, expected: &str| {
+        let host = observed.hosts.get_mut(&host_name(2)).unwrap();
+        host.ports_taken = BTreeMap::from([(ports(5).tcp, holder)]);
+        let wave = plan(&spec(3, 1, 3), &observed);
+        assert_eq!((wave.steps.len(), wave.blocked.len()), (0, 1), "{wave:?}");
+        assert_eq!(wave.blocked[0].hint.as_deref(), Some(expected));
+    };
+    check_with(Some(4711), "stop that program: kill 4711");
+    check_with(None, "see which, and stop it: sudo ss -ltnp 'sport = :7005'");
 }
 
 #[test]

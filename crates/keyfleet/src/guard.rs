@@ -161,19 +161,18 @@ fn names<'a>(clusters: impl Iterator<Item = &'a ClusterName>) -> String {
 fn narrating(store: &Arc<Store>) -> Sink {
     let store = Arc::clone(store);
     Arc::new(move |event: Event<'_>| match event {
-        Event::Started(step) => tracing::debug!(cluster = %step.cluster, "{}", step.action),
-        Event::Progress(step, text) => {
-            tracing::debug!(cluster = %step.cluster, "{}: {text}", step.action);
-        }
+        Event::Started(step) => tracing::debug!("{step}"),
+        Event::Progress(step, text) => tracing::debug!("{step}: {text}"),
         Event::Done(step, done) => {
             let took_ms = done.took.as_millis();
-            let line = format!("{}: {} ({took_ms} ms)", step.action, step.why);
+            let line = format!("{step}: {} ({took_ms} ms)", step.why);
             let mends = matches!(
                 step.action,
                 Action::Promote { .. }
                     | Action::TakeOver { .. }
                     | Action::StartNode { .. }
                     | Action::KillNode { .. }
+                    | Action::Readdress { .. }
                     | Action::Handover { .. }
                     | Action::RepairSlots { .. }
             );
@@ -187,15 +186,14 @@ fn narrating(store: &Arc<Store>) -> Sink {
                 Action::Promote { .. }
                 | Action::TakeOver { .. }
                 | Action::KillNode { .. }
+                | Action::Readdress { .. }
                 | Action::RepairSlots { .. } => {
-                    tracing::warn!(cluster = %step.cluster, "{line}");
+                    tracing::warn!("{line}");
                 }
-                _ => tracing::info!(cluster = %step.cluster, "{line}"),
+                _ => tracing::info!("{line}"),
             }
         }
-        Event::Failed(step, error) => {
-            tracing::warn!(cluster = %step.cluster, "{} failed: {error}", step.action);
-        }
+        Event::Failed(step, error) => tracing::warn!("{step} failed: {error}"),
         Event::Skipped(_) => {}
     })
 }
@@ -222,9 +220,9 @@ impl Narrator {
         let Wave { steps, blocked, waiting } = &turn.wave;
         for step in steps {
             if is_frozen(frozen, step) {
-                say(format!("frozen, so not done: {} ({})", step.action, step.why), true);
+                say(format!("frozen, so not done: {step} ({})", step.why), true);
             } else if mode != GuardMode::Enforce {
-                say(format!("only observing, so not done: {} ({})", step.action, step.why), true);
+                say(format!("only observing, so not done: {step} ({})", step.why), true);
             }
         }
         for blocked in blocked {
@@ -237,7 +235,7 @@ impl Narrator {
             let text: String =
                 waiting.what.chars().filter(|letter| !letter.is_ascii_digit()).collect();
             if !self.said.contains(&text) {
-                tracing::info!("{}: waiting: {}", waiting.cluster, waiting.what);
+                tracing::info!("waiting: {waiting}");
             }
             now.insert(text);
         }

@@ -108,7 +108,8 @@ impl Observer {
                 None if proof => Process::Gone,
                 None => Process::Unknown,
             };
-            if state != Process::Suspended {
+            let stranded = proof && state == Process::Running && process::is_lost(place.address);
+            if state != Process::Suspended && !stranded {
                 let login = match logins.get(&name.cluster) {
                     Some(login) => login.clone(),
                     None => Login::own(self.store.secret(&name.cluster, OWN_USER)?),
@@ -123,7 +124,7 @@ impl Observer {
                 process: state,
                 pid: processes.get(&name).and_then(|found| found.pid.try_into().ok()),
                 disk: disk(&self.store.node_dir(&name)),
-                server: Server::Silent { for_ms: 0 },
+                server: if stranded { Server::Stranded } else { Server::Silent { for_ms: 0 } },
                 failed_starts: self.failed_starts.get(&name).copied().unwrap_or(0),
             };
             nodes.insert(name, view);
@@ -301,16 +302,23 @@ pub fn disk(directory: &Path) -> Disk {
 }
 
 fn host_view(address: IpAddr, nodes: &BTreeMap<NodeName, NodeView>) -> HostView {
-    let ours: BTreeSet<u16> = nodes
-        .values()
-        .filter(|view| view.address == address && view.process != Process::Gone)
-        .flat_map(|view| [view.ports.tcp, view.ports.tls, view.ports.bus])
-        .collect();
+    let ports = |gone: bool| -> BTreeSet<u16> {
+        let here = nodes.values().filter(|view| view.address == address);
+        here.filter(|view| (view.process == Process::Gone) == gone)
+            .flat_map(|view| [view.ports.tcp, view.ports.tls, view.ports.bus])
+            .collect()
+    };
+    let (ours, wanted) = (ports(false), ports(true));
     let listening = process::listening(address).unwrap_or_default();
     HostView {
         reachable: process::is_local(address),
         memory: process::memory().map(Bytes),
-        ports_taken: listening.into_iter().filter(|port| !ours.contains(port)).collect(),
+        ports_taken: listening
+            .into_iter()
+            .filter(|(port, _)| !ours.contains(port))
+            .map(|(port, socket)| (port, wanted.contains(&port).then_some(socket)))
+            .map(|(port, socket)| (port, socket.and_then(process::holder)))
+            .collect(),
     }
 }
 
@@ -563,7 +571,7 @@ pub async fn observe_foreign(
     for (number, (address, ports, id)) in (1..).zip(rows) {
         let name = NodeName::new(cluster.clone(), number);
         let host = HostId::new(address.ip().to_string());
-        let host_view = HostView { reachable: true, memory: None, ports_taken: BTreeSet::new() };
+        let host_view = HostView { reachable: true, memory: None, ports_taken: BTreeMap::new() };
         observed.hosts.insert(host.clone(), host_view);
         let view = NodeView {
             host,

@@ -230,6 +230,7 @@ fn ended_by(wave: &Wave) -> Vec<&NodeName> {
             | Action::KillNode { node }
             | Action::RemoveNode { node }
             | Action::RestartNode { node }
+            | Action::Readdress { node }
             // It may end while it starts; that is the step's own failure.
             | Action::StartNode { node }
             | Action::CreateNode { node, .. } => Some(node),

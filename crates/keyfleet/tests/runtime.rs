@@ -330,7 +330,7 @@ async fn six_nodes_become_a_cluster() {
         assert_eq!(observed.nodes[&name(share)].id(), Some(primary), "{node}");
     }
     let taken = &observed.hosts[&host()].ports_taken;
-    assert!(observed.nodes.values().all(|view| !taken.contains(&view.ports.bus)));
+    assert!(observed.nodes.values().all(|view| !taken.contains_key(&view.ports.bus)));
 }
 
 /// Nothing waits for the two seconds that a primary stays read-only after its start: a replica that

@@ -26,6 +26,8 @@ pub struct Spec {
     pub hosts: u32,
     /// Those of them that are at other addresses: 127.1.1.1, 127.1.2.1, …
     pub moved_hosts: &'static [u32],
+    /// The hosts' addresses, where they are to be no loopback ones.
+    pub addresses: Vec<String>,
     /// Directives.
     pub config: Vec<(&'static str, &'static str)>,
     /// Further lines of the cluster, without indentation.
@@ -48,6 +50,7 @@ impl Default for Spec {
             memory: None,
             hosts: 0,
             moved_hosts: &[],
+            addresses: Vec::new(),
             config: Vec::new(),
             lines: Vec::new(),
             proxies: Vec::new(),
@@ -63,11 +66,18 @@ impl Spec {
         let mut say = |indentation: usize, line: &str| {
             let _ = writeln!(text, "{:indentation$}{line}", "");
         };
-        if self.hosts > 0 {
+        let loopback = |number| {
+            let moved = u8::from(self.moved_hosts.contains(&number));
+            format!("127.{moved}.{number}.1")
+        };
+        let addresses = match self.addresses.as_slice() {
+            [] => (1..=self.hosts).map(loopback).collect(),
+            given => given.to_vec(),
+        };
+        if !addresses.is_empty() {
             say(0, "hosts:");
-            for number in 1..=self.hosts {
-                let moved = u8::from(self.moved_hosts.contains(&number));
-                say(2, &format!("h{number}: {{address: 127.{moved}.{number}.1}}"));
+            for (number, address) in (1..).zip(&addresses) {
+                say(2, &format!("h{number}: {{address: {address}}}"));
             }
         }
         let (kind, version) = self.engine;

@@ -2,7 +2,7 @@
 
 use super::{Case, Invariant};
 use crate::{
-    model::{NodeName, Profile, Takeover},
+    model::{Fleet, NodeName, Profile, Takeover},
     observed::{Link, Process, Role, Server, Up},
     step::{Action, Step},
 };
@@ -137,6 +137,26 @@ impl Case<'_> {
         if voters.count() > 1 {
             let what = format!("{to} takes over without votes, and others may vote soon");
             self.blame(Invariant::I5Proof, what);
+        }
+    }
+
+    /// Nobody can reach it where it is, it has somewhere to go, and it finds there what it holds.
+    pub(super) fn judge_readdress(&mut self, fleet: &Fleet, node: &NodeName) {
+        let Some(view) = self.nodes.get(node).copied() else {
+            return self.blame(Invariant::Sense, format!("{node} doesn't exist"));
+        };
+        let moved = fleet.hosts.get(&view.host).is_some_and(|host| host.address != view.address);
+        if view.process != Process::Running || view.server != Server::Stranded || !moved {
+            self.blame(Invariant::I5Proof, format!("{node} is restarted though it isn't cut off"));
+        }
+        let row =
+            view.id().and_then(|id| self.ups().find_map(|(_, up)| up.table.rows.get(&id).cloned()));
+        let spared = row.is_some_and(|row| match row.replica_of {
+            Some(of) => self.by_id(of).is_some_and(|(_, primary)| primary.up().is_some()),
+            None => row.slots.is_empty(),
+        });
+        if !spared && !self.spec.persists() {
+            self.blame(Invariant::Data, format!("{node} is restarted and holds the only copy"));
         }
     }
 

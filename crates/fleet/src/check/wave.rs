@@ -108,6 +108,7 @@ impl Case<'_> {
                 }
             }
             Action::KillNode { node } => self.judge_kill(node),
+            Action::Readdress { node } => self.judge_readdress(fleet, node),
             Action::RemoveNode { node } => self.judge_remove(node),
             Action::SetConfig { node, directives } => {
                 for (name, value) in directives {
@@ -513,7 +514,7 @@ fn taken_port(
 ) -> Option<u16> {
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     if let Some(view) = observed.hosts.get(host) {
-        taken.extend(&view.ports_taken);
+        taken.extend(view.ports_taken.keys());
     }
     for (name, view) in &observed.nodes {
         if view.host == *host && name != node {

@@ -127,7 +127,10 @@ pub(super) fn join(view: &View<'_>, roster: &Roster, draft: &mut Draft) {
         .filter(|member| {
             member.up.is_none()
                 && !member.given_up
-                && !matches!(member.view.server, Server::Silent { .. })
+                && !matches!(
+                    member.view.server,
+                    Server::Silent { .. } | Server::Denied { .. } | Server::Stranded
+                )
         })
         .map(|member| member.name)
         .collect();

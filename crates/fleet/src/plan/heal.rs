@@ -4,6 +4,8 @@
 //! long while. The boot gate (I6) is here: a node whose data is gone stays down while any peer of its
 //! shard holds data, until another node is that shard's primary everywhere.
 //!
+//! A server whose host has lost its address is started again where the host is now.
+//!
 //! Where so many primaries are proven dead that nobody can vote, a cache's replica takes over without
 //! votes, one shard at a time and only if nothing else helps: a primary that has its data is started,
 //! and may vote again. In other profiles that stays a person's decision.
@@ -14,7 +16,7 @@ use protocol::NodeId;
 
 use super::{Draft, Member, Shard, View};
 use crate::{
-    model::{NodeName, Profile, Takeover},
+    model::{Fleet, NodeName, Profile, Takeover},
     observed::{Health, Link, Process, Role, Server, Up},
     step::Action,
 };
@@ -30,17 +32,22 @@ const FAILED_STARTS_MAX: u32 = 3;
 /// One that is suspended is given up with the node timeout.
 const HANG_MS_MIN: u64 = 30_000;
 
-pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
+pub(super) fn dead_and_hung<'a>(fleet: &Fleet, view: &'a View<'a>, draft: &mut Draft) {
+    for member in &view.members {
+        if member.view.server == Server::Stranded {
+            stranded(fleet, view, member, draft);
+        }
+    }
+    let rest = Rest::new(view);
     let mut heads = BTreeSet::new();
     let mut orphans = Vec::new();
     for shard in &view.shards {
         heads.extend(shard.primary);
         if view.primary_up(shard).is_none() {
-            orphans.extend(absent_primary(view, shard, draft));
+            orphans.extend(absent_primary(view, &rest, shard, draft));
         }
     }
     take_over(orphans, draft);
-    let rest = Rest::new(view);
     for (index, member) in view.members.iter().enumerate() {
         if !heads.contains(&index) && !member.given_up {
             follower(view, &rest, member, draft);
@@ -48,16 +55,25 @@ pub(super) fn dead_and_hung(view: &View<'_>, draft: &mut Draft) {
     }
 }
 
-/// What decides about every stopped follower.
+/// What decides about every stopped node.
 struct Rest<'a> {
     /// The first answering replica with data of each id that is still taken for a primary.
     followers: BTreeMap<NodeId, &'a NodeName>,
     nobody_up: bool,
     any_data: bool,
+    /// Who may have replaced somebody, with no majority left that has heard of it.
+    heirs: Vec<Heir<'a>>,
+}
+
+/// A suspended node that got its role by our hand.
+struct Heir<'a> {
+    member: &'a Member<'a>,
+    /// Whose place it may have taken; None: anybody's.
+    of: Option<NodeId>,
 }
 
 impl<'a> Rest<'a> {
-    fn new(view: &View<'a>) -> Self {
+    fn new(view: &'a View<'a>) -> Self {
         let mut followers = BTreeMap::new();
         for member in &view.members {
             if let Some(Up { keys: 1.., role: Role::Replica { of, .. }, .. }) = member.up {
@@ -68,7 +84,22 @@ impl<'a> Rest<'a> {
             followers,
             nobody_up: view.members.iter().all(|member| member.up.is_none()),
             any_data: view.members.iter().any(|member| member.view.disk.data_bytes > 0),
+            heirs: Self::heirs(view),
         }
+    }
+
+    fn heirs(view: &'a View<'a>) -> Vec<Heir<'a>> {
+        let history = view.observed.history.get(&view.spec.name);
+        let handovers = history.map_or(&[][..], |history| &history.handovers_ms);
+        if handovers.is_empty() || view.has_quorum() {
+            return Vec::new();
+        }
+        let suspended =
+            view.members.iter().filter(|member| member.view.process == Process::Suspended);
+        suspended
+            .filter(|member| handovers.iter().any(|(id, _)| member.id == Some(*id)))
+            .map(|member| Heir { member, of: view.replica_of(member) })
+            .collect()
     }
 }
 
@@ -91,7 +122,12 @@ fn take_over(orphans: Vec<Orphan<'_>>, draft: &mut Draft) {
     }
 }
 
-fn absent_primary<'a>(view: &View<'a>, shard: &Shard, draft: &mut Draft) -> Option<Orphan<'a>> {
+fn absent_primary<'a>(
+    view: &'a View<'a>,
+    rest: &Rest<'_>,
+    shard: &Shard,
+    draft: &mut Draft,
+) -> Option<Orphan<'a>> {
     let Some(index) = shard.primary else {
         let label = view.label(shard.primary_id);
         if shard.replicas.is_empty() {
@@ -113,7 +149,7 @@ fn absent_primary<'a>(view: &View<'a>, shard: &Shard, draft: &mut Draft) -> Opti
     };
     let member = &view.members[index];
     match (member.view.process, &member.view.server) {
-        (Process::Gone, _) => return dead_primary(view, shard, member, draft),
+        (Process::Gone, _) => return dead_primary(view, rest, shard, member, draft),
         (_, Server::Loading) => draft.wait(format!("{} is loading its data", member.name)),
         (_, Server::Denied { error }) => denied(member, error, draft),
         (Process::Unknown, _) => {
@@ -123,6 +159,7 @@ fn absent_primary<'a>(view: &View<'a>, shard: &Shard, draft: &mut Draft) -> Opti
         (Process::Suspended, _) => hung_primary(view, shard, member, 0, draft),
         (_, Server::Refused) => draft.wait(format!("{} is starting", member.name)),
         (_, Server::Up(_)) => draft.wait(format!("{} is giving its role away", member.name)),
+        (_, Server::Stranded) => {}
     }
     None
 }
@@ -206,18 +243,20 @@ fn restart_loses_least(view: &View<'_>, shard: &Shard, member: &Member<'_>) -> b
         && disk.append_bytes > 0
         && disk.append_bytes <= RESTART_BYTES_MAX
         && member.view.failed_starts == 0
+        && port_taken(view, member).is_none()
         && disk.id == Some(shard.primary_id)
 }
 
 fn dead_primary<'a>(
-    view: &View<'a>,
+    view: &'a View<'a>,
+    rest: &Rest<'_>,
     shard: &Shard,
     member: &Member<'a>,
     draft: &mut Draft,
 ) -> Option<Orphan<'a>> {
     let name = member.name;
     let disk = member.view.disk;
-    if waits_for_heir(view, member, draft) {
+    if waits_for_heir(rest, member, draft) {
         return None;
     }
     if restart_loses_least(view, shard, member) {
@@ -233,7 +272,6 @@ fn dead_primary<'a>(
         promote(view, name, up, "it died; this replica is the one furthest along", draft);
         return None;
     }
-    let starts = member.view.failed_starts < FAILED_STARTS_MAX;
     let orphan = |up: Option<&Up>| {
         let to = up.and_then(|up| view.member(up.id)).filter(|_| votes_are_gone(view, |_| false));
         to.map(|to| Orphan { dead: name, to: to.name })
@@ -264,10 +302,10 @@ fn dead_primary<'a>(
         }
         return orphan;
     }
-    if !starts {
+    if let Some(obstacle) = obstacle(view, member) {
         let orphan = orphan(best);
         if orphan.is_none() {
-            does_not_start(member, draft);
+            obstacle.tell(member, draft);
         }
         return orphan;
     }
@@ -355,21 +393,95 @@ fn peers_hold_on_disk(view: &View<'_>, shard: &Shard) -> bool {
     })
 }
 
+/// A server of ours that keeps us out. Where its directory is gone, so are its passwords.
 fn denied(member: &Member<'_>, error: &str, draft: &mut Draft) {
-    draft.block(
-        format!("{} lets keyfleet in", member.name),
-        error,
-        Some("check the user keyfleet in its users.acl"),
-    );
+    let pid = member.view.pid.map(|pid| format!(" {pid}")).unwrap_or_default();
+    let hint = if member.view.disk.id.is_some() {
+        format!("check the user keyfleet in its users.acl; it is started anew after: kill{pid}")
+    } else {
+        format!(
+            "its directory was removed while it ran: bring `.keyfleet` back as it was, or give up \
+             what it holds, and it is made anew: kill{pid}"
+        )
+    };
+    draft.block(format!("{} lets keyfleet in", member.name), error, Some(&hint));
 }
 
-fn does_not_start(member: &Member<'_>, draft: &mut Draft) {
-    let name = member.name;
-    draft.block(
-        format!("{name} runs"),
-        format!("it ended {} times in a row before it answered", member.view.failed_starts),
-        Some(&format!("keyfleet logs {name}")),
-    );
+/// A server that nobody can reach, not even its peers, because its host has lost the address that it
+/// listens at. Nothing else will become of it, and what it keeps on disk it has again elsewhere.
+fn stranded(fleet: &Fleet, view: &View<'_>, member: &Member<'_>, draft: &mut Draft) {
+    let (name, address, host) = (member.name, member.view.address, &member.view.host);
+    let shard = |id: NodeId| view.shards.iter().find(move |shard| shard.primary_id == id);
+    // Others have what it holds, and serve it.
+    let row = member.id.and_then(|id| view.merged.get(&id));
+    let served = row.is_some_and(|row| match row.replica_of {
+        Some(of) => shard(of).is_some_and(|shard| view.primary_up(shard).is_some()),
+        None => row.slots.is_empty() && view.unowned.is_empty(),
+    });
+    let replaced = member.id.and_then(shard).filter(|_| view.has_quorum());
+    let replaced = replaced.is_some_and(|shard| best_replica(view, shard, true).is_some());
+    let back = format!("give {address} back to the machine");
+    let now = fleet.hosts.get(host).map(|host| host.address);
+    let reachable = view.observed.hosts.get(host).is_some_and(|host| host.reachable);
+    match now.filter(|now| *now != address && reachable) {
+        Some(now) if view.spec.persists() || served => {
+            let why = format!("{host} has lost {address}, where it listens, and is at {now} now");
+            draft.step(Action::Readdress { node: name.clone() }, why);
+        }
+        Some(_) if replaced => {
+            draft.wait(format!("{name} can't be reached; the cluster elects another"));
+        }
+        Some(_) => draft.block(
+            format!("{name} can be reached"),
+            format!("{host} has lost {address}, and what {name} holds is in memory only"),
+            Some(&format!("{back}; or give the data up: keyfleet down, then keyfleet up")),
+        ),
+        None => draft.block(
+            format!("{name} can be reached"),
+            format!("{host} has lost {address}, where it listens"),
+            Some(&format!("put {host}'s new address into the file; or {back}")),
+        ),
+    }
+}
+
+/// Why a stopped node can't be started.
+enum Obstacle {
+    /// Another program listens at its port: its number, where that is known.
+    Port(u16, Option<u32>),
+    Fails,
+}
+
+impl Obstacle {
+    fn tell(&self, member: &Member<'_>, draft: &mut Draft) {
+        let name = member.name;
+        let (reason, hint) = match self {
+            Self::Port(port, Some(pid)) => (
+                format!("another program (pid {pid}) listens at its port {port}"),
+                format!("stop that program: kill {pid}"),
+            ),
+            Self::Port(port, None) => (
+                format!("another program listens at its port {port}"),
+                format!("see which, and stop it: sudo ss -ltnp 'sport = :{port}'"),
+            ),
+            Self::Fails => (
+                format!("it ended {} times in a row before it answered", member.view.failed_starts),
+                format!("keyfleet logs {name}"),
+            ),
+        };
+        draft.block(format!("{name} runs"), reason, Some(&hint));
+    }
+}
+
+fn obstacle(view: &View<'_>, member: &Member<'_>) -> Option<Obstacle> {
+    let fails = (member.view.failed_starts >= FAILED_STARTS_MAX).then_some(Obstacle::Fails);
+    fails.or_else(|| port_taken(view, member).map(|(port, pid)| Obstacle::Port(port, pid)))
+}
+
+/// A port that the stopped node needs, and who holds it.
+fn port_taken(view: &View<'_>, member: &Member<'_>) -> Option<(u16, Option<u32>)> {
+    let taken = &view.observed.hosts.get(&member.view.host)?.ports_taken;
+    let needed = [member.view.ports.tcp, member.view.ports.bus];
+    needed.into_iter().find_map(|port| Some((port, *taken.get(&port)?)))
 }
 
 fn follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
@@ -404,20 +516,10 @@ fn shard_is_served(view: &View<'_>, member: &Member<'_>) -> bool {
 
 /// Without a majority, a node that got its role by our hand and is suspended now may have replaced this
 /// one, and nobody else has heard of it: what this one accepted meanwhile would be lost.
-fn waits_for_heir(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) -> bool {
-    let history = view.observed.history.get(&view.spec.name);
-    let handovers = history.map_or(&[][..], |history| &history.handovers_ms);
-    if handovers.is_empty() {
-        return false;
-    }
-    let heir = view.members.iter().find(|other| {
-        // One that is known to follow another primary is none.
-        let of = view.replica_of(other);
-        other.view.process == Process::Suspended
-            && (of.is_none() || of == member.id)
-            && handovers.iter().any(|(id, _)| other.id == Some(*id))
-    });
-    let Some(heir) = heir.filter(|_| !view.has_quorum()) else { return false };
+fn waits_for_heir(rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) -> bool {
+    // One that is known to follow another primary is none.
+    let heir = rest.heirs.iter().find(|heir| heir.of.is_none() || heir.of == member.id);
+    let Some(Heir { member: heir, .. }) = heir else { return false };
     let name = member.name;
     draft.block(
         format!("{name} runs"),
@@ -429,11 +531,11 @@ fn waits_for_heir(view: &View<'_>, member: &Member<'_>, draft: &mut Draft) -> bo
 
 fn stopped_follower(view: &View<'_>, rest: &Rest<'_>, member: &Member<'_>, draft: &mut Draft) {
     let name = member.name;
-    if waits_for_heir(view, member, draft) {
+    if waits_for_heir(rest, member, draft) {
         return;
     }
-    if member.view.failed_starts >= FAILED_STARTS_MAX {
-        does_not_start(member, draft);
+    if let Some(obstacle) = obstacle(view, member) {
+        obstacle.tell(member, draft);
         return;
     }
     if let Some(follower) = member.id.and_then(|id| rest.followers.get(&id)) {

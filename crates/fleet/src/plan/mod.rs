@@ -74,7 +74,7 @@ fn plan_cluster<'a>(
         );
         return;
     }
-    heal::dead_and_hung(view, draft);
+    heal::dead_and_hung(fleet, view, draft);
     if draft.has_steps() {
         return;
     }

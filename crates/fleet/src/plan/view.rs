@@ -289,6 +289,7 @@ impl<'a> View<'a> {
                 Server::Silent { .. } => reasons.push(format!("{} does not answer", member.name)),
                 Server::Refused => reasons.push(format!("{} is not running", member.name)),
                 Server::Denied { .. } => reasons.push(format!("{} refuses us", member.name)),
+                Server::Stranded => reasons.push(format!("{} can't be reached", member.name)),
             }
         }
         for (id, row) in &self.merged {

@@ -39,6 +39,7 @@ fn are_done_at_once(left: &Action, right: &Action) -> bool {
             | Action::ApplyAcl { .. }
             | Action::StopNode { .. }
             | Action::KillNode { .. }
+            | Action::Readdress { .. }
     );
     single && left.name() == right.name()
 }
@@ -180,6 +181,12 @@ impl World {
                 }
                 group.kill(net, node.number);
                 Ok(ROUND_MS)
+            }
+            Action::Readdress { node } => {
+                group.stop(net, node)?;
+                group.start(net, cluster, node, births)?;
+                group.readdress(fleet, node);
+                Ok(START_MS)
             }
             Action::RemoveNode { node } => {
                 group.remove(net, node)?;

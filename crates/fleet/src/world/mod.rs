@@ -68,7 +68,7 @@ struct Net {
 struct Machine {
     alive: bool,
     memory: Option<Bytes>,
-    ports_taken: BTreeSet<u16>,
+    ports_taken: BTreeMap<u16, Option<u32>>,
 }
 
 /// One cluster.

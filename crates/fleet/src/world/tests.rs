@@ -63,7 +63,7 @@ fn fleet(hosts: u8, shards: u32, replicas: u32) -> Fleet {
 }
 
 fn nothing(fleet: &Fleet) -> Observed {
-    let view = HostView { reachable: true, memory: None, ports_taken: BTreeSet::new() };
+    let view = HostView { reachable: true, memory: None, ports_taken: BTreeMap::new() };
     Observed {
         at_ms: 1_000_000,
         hosts: fleet.hosts.keys().map(|id| (id.clone(), view.clone())).collect(),

@@ -148,7 +148,7 @@ impl State {
                 if !self.live.enabled() {
                     let at = span(millis(self.started.elapsed()));
                     let took = span(millis(done.took));
-                    self.printer.note(&format!("{at:>7}  {} ({took})", described(step)));
+                    self.printer.note(&format!("{at:>7}  {step} ({took})"));
                 }
             }
             Event::Failed(step, _) | Event::Skipped(step) => {
@@ -164,7 +164,7 @@ impl State {
             if matches!(error, StepError::Stale(_)) {
                 continue;
             }
-            let text = format!("{}: {error}; trying again", described(step));
+            let text = format!("{step}: {error}; trying again");
             if self.live.enabled() {
                 let mark = self.printer.error_style.yellow("▲");
                 self.above.push(format!("{mark} {text}"));
@@ -175,8 +175,7 @@ impl State {
         self.wave.clone_from(&turn.wave.steps);
         self.wave_started = Instant::now();
         self.running.clear();
-        let waiting: Vec<String> =
-            turn.wave.waiting.iter().map(|waiting| steps::waiting_text(waiting, true)).collect();
+        let waiting: Vec<String> = turn.wave.waiting.iter().map(ToString::to_string).collect();
         if !self.live.enabled() {
             for text in waiting.iter().filter(|text| !self.waiting.contains(text)) {
                 let at = span(millis(self.started.elapsed()));
@@ -223,7 +222,7 @@ impl State {
                 "" => since,
                 note => format!("{note}, {since}"),
             };
-            picture.push(format!("    {}  {}", described(&running.step), style.dim(&note)));
+            picture.push(format!("    {}  {}", running.step, style.dim(&note)));
         }
         if self.running.len() > RUNNING_MAX {
             picture.push(format!("    and {} more", self.running.len() - RUNNING_MAX));
@@ -234,15 +233,5 @@ impl State {
         }
         let above = std::mem::take(&mut self.above);
         self.live.draw(&above, &picture);
-    }
-}
-
-/// `cache: promote …`: the cluster's name where the action doesn't tell it.
-fn described(step: &Step) -> String {
-    let action = step.action.to_string();
-    if action.contains(step.cluster.as_str()) {
-        action
-    } else {
-        format!("{}: {action}", step.cluster)
     }
 }

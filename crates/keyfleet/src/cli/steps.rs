@@ -129,13 +129,14 @@ fn mark(action: &Action, style: Style) -> String {
         | Action::RepairSlots { .. }
         | Action::SetConfig { .. }
         | Action::ApplyAcl { .. }
+        | Action::Readdress { .. }
         | Action::RestartNode { .. } => style.yellow("~"),
     }
 }
 
 /// `cache: cache-4 is copying its primary's data`.
-pub fn waiting_text(waiting: &Waiting, several: bool) -> String {
-    if several { format!("{}: {}", waiting.cluster, waiting.what) } else { waiting.what.clone() }
+fn waiting_text(waiting: &Waiting, several: bool) -> String {
+    if several { waiting.to_string() } else { waiting.what.clone() }
 }
 
 /// What is wanted and can't be done, with the reason and what would help.
@@ -220,6 +221,7 @@ fn phrase(name: &str, total: u64) -> String {
         "remove-node" => ("remove", "node"),
         "set-config" => ("reconfigure", "node"),
         "apply-acl" => ("load the users on", "node"),
+        "readdress" => ("restart at a new address", "node"),
         "restart-node" => ("restart", "node"),
         "start-proxy" => ("start", "proxy"),
         "stop-proxy" => ("stop", "proxy"),

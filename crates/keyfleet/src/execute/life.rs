@@ -288,6 +288,28 @@ async fn used_memory(context: &Context, member: &Member) -> Option<u64> {
     Info::from_reply(replies.first()?)?.u64("used_memory")
 }
 
+/// Ends a server in good order that nobody can reach, and starts it where its host is now. One that
+/// doesn't end is left as it is: only its memory may have what it holds.
+pub(super) async fn readdress(context: &Context, node: &NodeName) -> Result<(), StepError> {
+    if let Some(handle) = find(context, node)? {
+        let member = context.member(node)?;
+        let old = member.place.address;
+        if !process::is_lost(old) || context.host_address(&member) == old {
+            return Err(StepError::Stale(format!("{node} can be reached at {old}")));
+        }
+        let failed = |source| StepError::Process { node: node.clone(), source };
+        handle.signal(Signal::TERM).map_err(failed)?;
+        let saved = process::resident_bytes(handle.pid).unwrap_or(0) / SAVED_BYTES_PER_SECOND;
+        let deadline = STOP + Duration::from_secs(saved);
+        let late = |_| {
+            let what = format!("{node} has saved its data and ended");
+            StepError::Late { what, waited: deadline }
+        };
+        tokio::time::timeout(deadline, handle.exited()).await.map_err(late)?.map_err(failed)?;
+    }
+    start(context, node).await
+}
+
 /// Kills a server that answers nobody and waits until it is gone.
 pub(super) async fn kill(context: &Context, node: &NodeName) -> Result<(), StepError> {
     let Some(handle) = find(context, node)? else { return Ok(()) };

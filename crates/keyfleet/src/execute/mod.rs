@@ -24,6 +24,7 @@ use fleet::{
 use protocol::{Engine, resp::ServerError};
 
 pub use context::{Context, Member, View};
+use roles::Votes;
 pub(crate) use settings::loaded_acl;
 pub use wave::{Outcome, execute_wave};
 
@@ -125,6 +126,7 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::StartNode { node } => life::start(context, node).await,
         Action::StopNode { node } => life::stop(context, node).await,
         Action::KillNode { node } => life::kill(context, node).await,
+        Action::Readdress { node } => life::readdress(context, node).await,
         Action::RestartNode { node } => life::restart(context, node, report).await,
         Action::RemoveNode { node } => life::remove(context, node).await,
         Action::Meet { nodes } => join::meet(context, cluster, nodes).await,
@@ -135,8 +137,8 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
         Action::OpenShards { pairs } => roles::open_shards(context, pairs).await,
         Action::Forget { id } => join::forget(context, cluster, *id).await,
         Action::Handover { from, to } => roles::hand_over(context, from, to, report).await,
-        Action::Promote { dead, to } => roles::promote(context, dead, to).await,
-        Action::TakeOver { dead, to } => roles::take_over(context, dead, to).await,
+        Action::Promote { dead, to } => roles::replace(context, dead, to, Votes::Asked).await,
+        Action::TakeOver { dead, to } => roles::replace(context, dead, to, Votes::Gone).await,
         Action::SetConfig { node, directives } => {
             settings::set_config(context, node, directives).await
         }

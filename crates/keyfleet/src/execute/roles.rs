@@ -286,56 +286,52 @@ async fn wait_content(context: &Context, candidate: &Member) -> Result<(), StepE
     }
 }
 
-/// CLUSTER FAILOVER FORCE on a replica whose primary is proven dead, and is started by nobody while
-/// we hold the lease: the election begins at once, with no wait for the node timeout. It still
-/// needs the votes of the majority.
-pub(super) async fn promote(
+/// Who decides that a replica gets the place of its dead primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Votes {
+    /// CLUSTER FAILOVER FORCE: the election begins at once, with no wait for the node timeout. It still
+    /// needs the votes of the majority.
+    Asked,
+    /// CLUSTER FAILOVER TAKEOVER: nobody votes, and so nobody may be left who could, nor anybody who
+    /// may be alive without our seeing it.
+    Gone,
+}
+
+/// Gives a replica the place of its primary, which is proven dead, and is started by nobody while we
+/// hold the lease.
+pub(super) async fn replace(
     context: &Context,
     dead: &NodeName,
     to: &NodeName,
+    votes: Votes,
 ) -> Result<(), StepError> {
     let member = context.member(to)?;
     let view = context.view(&member).await?;
     if !view.is_primary() {
         let of = replaces(context, dead, to, &view)?;
-        if let Some(of) = of {
-            wait_electable(context, &member, of).await?;
-        }
-        let forced = context.call(&member, &["CLUSTER", "FAILOVER", "FORCE"]).await;
+        let how = match votes {
+            Votes::Asked => {
+                if let Some(of) = of {
+                    wait_electable(context, &member, of).await?;
+                }
+                "FORCE"
+            }
+            Votes::Gone => {
+                nobody_votes(context, &member, &view).await?;
+                "TAKEOVER"
+            }
+        };
+        let told = context.call(&member, &["CLUSTER", "FAILOVER", how]).await;
         // The cluster was quicker: what is no replica any more refuses.
-        if forced.is_err() && !context.view(&member).await?.is_primary() {
-            forced?;
+        if told.is_err() && !context.view(&member).await?.is_primary() {
+            told?;
         }
         if !wait_primary(context, &member, ATTEMPT).await? {
             // The voters that said yes won't do so again for a while: the planner keeps a distance.
-            if let Some(of) = of {
+            if let Some(of) = of.filter(|_| votes == Votes::Asked) {
                 record_refusal(context, &member, of)?;
             }
-            let what = format!("{to} is elected in place of {dead}");
-            return Err(StepError::Late { what, waited: ATTEMPT });
-        }
-        record(context, &member, view.id())?;
-    } else if !view.owns_slots() {
-        return Err(StepError::Stale(format!("{to} is a primary with no slots")));
-    }
-    all_follow(context, &member, view.id()).await
-}
-
-/// CLUSTER FAILOVER TAKEOVER on a replica whose primary is proven dead: nobody votes, and so nobody
-/// may be left who could, nor anybody who may be alive without our seeing it.
-pub(super) async fn take_over(
-    context: &Context,
-    dead: &NodeName,
-    to: &NodeName,
-) -> Result<(), StepError> {
-    let member = context.member(to)?;
-    let view = context.view(&member).await?;
-    if !view.is_primary() {
-        replaces(context, dead, to, &view)?;
-        nobody_votes(context, &member, &view).await?;
-        context.call(&member, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await?;
-        if !wait_primary(context, &member, ATTEMPT).await? {
-            let what = format!("{to} takes over from {dead}");
+            let what = format!("{to} is primary in place of {dead}");
             return Err(StepError::Late { what, waited: ATTEMPT });
         }
         record(context, &member, view.id())?;

@@ -51,6 +51,7 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         | Action::StartNode { node: name }
         | Action::StopNode { node: name }
         | Action::KillNode { node: name }
+        | Action::Readdress { node: name }
         | Action::SetConfig { node: name, .. }
         | Action::ApplyAcl { node: name } => vec![member, node(name)],
         Action::Meet { .. }

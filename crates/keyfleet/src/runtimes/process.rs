@@ -46,7 +46,8 @@ const ENVIRONMENT: [&str; 6] = ["PATH", "HOME", "TZ", "LANG", "LC_ALL", "TMPDIR"
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub pid: i32,
-    /// Stopped by a signal or a debugger.
+    /// Stopped by a signal. One that a debugger holds is not: it is held for an instant at every
+    /// call that is traced, and goes on when the debugger lets it.
     pub suspended: bool,
     /// Where it says in its title that it listens.
     pub listens: Option<SocketAddr>,
@@ -127,19 +128,22 @@ struct Stat {
     parent: i32,
 }
 
-/// Is the process stopped by a signal or a debugger? One that is gone isn't.
+/// Is the process stopped by a signal? One that is gone isn't.
 pub fn is_suspended(pid: i32) -> bool {
     Stat::read(pid).is_some_and(|stat| stat.is_suspended())
 }
 
 impl Stat {
     const fn is_suspended(&self) -> bool {
-        matches!(self.state, b'T' | b't')
+        self.state == b'T'
     }
 
     /// None where the process is gone or was only not waited for yet.
     fn read(pid: i32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         let (head, tail) = text.rsplit_once(')')?;
         let (_, name) = head.split_once('(')?;
         let mut fields = tail.split_ascii_whitespace();
@@ -178,6 +182,13 @@ fn listens(pid: i32) -> Option<SocketAddr> {
     let (address, port) = title.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
     let address: IpAddr = address.trim_matches(['[', ']']).parse().ok()?;
     Some(SocketAddr::new(address, port.parse().ok()?))
+}
+
+/// What a process has in memory, in bytes; None where it is gone.
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// A hold on one process, whatever becomes of its number.
@@ -270,8 +281,9 @@ fn launch(mut command: Command, directory: &Path) -> io::Result<i32> {
     Ok(pid)
 }
 
-/// TCP ports that something listens on at this address, by the kernel's tables.
-pub fn listening(address: IpAddr) -> io::Result<Vec<u16>> {
+/// TCP ports that something listens on at this address, by the kernel's tables, each with the number
+/// of its socket.
+pub fn listening(address: IpAddr) -> io::Result<Vec<(u16, u64)>> {
     let mut ports = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let text = match fs::read_to_string(table) {
@@ -280,21 +292,34 @@ pub fn listening(address: IpAddr) -> io::Result<Vec<u16>> {
             Err(error) => return Err(error),
         };
         ports.extend(text.lines().skip(1).filter_map(|line| {
-            let (local, port) = listener(line)?;
-            (local == address || local.is_unspecified()).then_some(port)
+            let (local, port, socket) = listener(line)?;
+            (local == address || local.is_unspecified()).then_some((port, socket))
         }));
     }
     Ok(ports)
 }
 
-/// The local end of a line of `/proc/net/tcp` in the state LISTEN. Addresses are groups of four
-/// bytes in the machine's own order.
-fn listener(line: &str) -> Option<(IpAddr, u16)> {
+/// The process that has this socket open; None where it can't be looked into.
+pub fn holder(socket: u64) -> Option<u32> {
+    let wanted = format!("socket:[{socket}]");
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.find(|pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+        targets.any(|target| target.to_str() == Some(&wanted))
+    })
+}
+
+/// The local end of a line of `/proc/net/tcp` in the state LISTEN, and its socket's number. Addresses
+/// are groups of four bytes in the machine's own order.
+fn listener(line: &str) -> Option<(IpAddr, u16, u64)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (address, port) = fields.next()?.split_once(':')?;
     if fields.nth(1)? != "0A" {
         return None;
     }
+    let socket = fields.nth(5)?.parse().ok()?;
     let mut bytes = Vec::with_capacity(16);
     for group in 0..address.len() / 8 {
         let word = u32::from_str_radix(address.get(group * 8..group * 8 + 8)?, 16).ok()?;
@@ -305,7 +330,7 @@ fn listener(line: &str) -> Option<(IpAddr, u16)> {
     } else {
         IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?).to_canonical()
     };
-    Some((address, u16::from_str_radix(port, 16).ok()?))
+    Some((address, u16::from_str_radix(port, 16).ok()?, socket))
 }
 
 /// This machine's physical memory in bytes.
@@ -318,6 +343,12 @@ pub fn memory() -> Option<u64> {
 /// Is the address one of this machine's?
 pub fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// Is it proven that the address is none of this machine's?
+pub fn is_lost(address: IpAddr) -> bool {
+    let bound = std::net::UdpSocket::bind((address, 0));
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// This machine's own addresses, by the kernel's tables; empty where they can't be read.
@@ -425,6 +456,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_suspended() {
+        let check = |state: &str, expected: Option<bool>| {
+            let stat = Stat::parse(&format!("7 (redis) server) {state} 1 7 7 0"));
+            assert_eq!(stat.map(|stat| stat.is_suspended()), expected, "{state}");
+        };
+        check("T", Some(true));
+        // A debugger, or strace at every call.
+        check("t", Some(false));
+        check("S", Some(false));
+        check("R", Some(false));
+        check("Z", None);
+    }
+
+    #[test]
     fn why_a_server_ended() {
         let start = "7:C 22 Nov 2026 16:24:14.189 # WARNING Memory overcommit must be enabled!\n\
                      7:C 22 Nov 2026 16:24:14.124 # oO0OoO0OoO0Oo Redis is starting oO0OoO0OoO0Oo\n\
@@ -450,14 +495,15 @@ mod tests {
     #[test]
     fn listeners() {
         let check = |line: &str, expected: Option<(&str, u16)>| {
-            let expected = expected.map(|(address, port)| (address.parse().unwrap(), port));
-            assert_eq!(listener(line), expected, "{line}");
+            let line = format!("{line} 0:0 00:0 0 0 0 4711 1 0 100");
+            let expected = expected.map(|(address, port)| (address.parse().unwrap(), port, 4711));
+            assert_eq!(listener(&line), expected, "{line}");
         };
-        check("0: 0100007F:1B59 00000000:0000 0A 00000000:00000000", Some(("127.0.0.1", 7001)));
-        check("0: 0100007F:1B59 00000000:0000 01 00000000:00000000", None);
-        check("1: 00000000000000000000000001000000:1B59 0:0000 0A 0:0", Some(("::1", 7001)));
+        check("0: 0100007F:1B59 00000000:0000 0A", Some(("127.0.0.1", 7001)));
+        check("0: 0100007F:1B59 00000000:0000 01", None);
+        check("1: 00000000000000000000000001000000:1B59 0:0000 0A", Some(("::1", 7001)));
         check("2: 0000000000000000FFFF00000100007F:0050 0:0000 0A", Some(("127.0.0.1", 80)));
-        check("sl  local_address", None);
+        assert_eq!(listener("sl  local_address"), None);
     }
 
     #[test]
@@ -469,9 +515,23 @@ mod tests {
     }
 
     #[test]
+    fn lost_addresses() {
+        let check = |address: &str, expected: bool| {
+            assert_eq!(is_lost(address.parse().unwrap()), expected, "{address}");
+        };
+        check("127.0.0.1", false);
+        check("127.9.9.9", false);
+        // Kept for documentation, so nobody has them.
+        check("203.0.113.7", true);
+        check("2001:db8::7", true);
+    }
+
+    #[test]
     fn finds_what_listens() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let bound = listener.local_addr().unwrap();
-        assert!(listening(bound.ip()).unwrap().contains(&bound.port()));
+        let listening = listening(bound.ip()).unwrap();
+        let (_, socket) = listening.iter().find(|(port, _)| *port == bound.port()).unwrap();
+        assert_eq!(holder(*socket), Some(std::process::id()));
     }
 }

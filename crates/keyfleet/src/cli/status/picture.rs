@@ -371,6 +371,7 @@ fn mark(row: &Row, style: Style) -> (String, String) {
         State::Starting => yellow("◔", "starting"),
         State::Hung { .. } => red("‖", "hung"),
         State::Dead => red("✖", "dead"),
+        State::Stranded => red("✖", "cut off"),
         State::Unreachable => red("?", "no answer"),
         State::Denied => red("⊘", "denied"),
     }
