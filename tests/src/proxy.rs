@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
-use keyfleet::proxy::{Proxy, Setup};
+use keyfleet::proxy::{Proxy, Service, Setup};
 use proxy::{
     engine::{Profile, Users},
     route::Address,
@@ -18,6 +18,11 @@ pub struct Front {
 impl Front {
     /// In front of the cluster that these nodes belong to.
     pub fn start(nodes: &[SocketAddr], threads: usize) -> Result<Self> {
+        Self::start_with(nodes, threads, Service::default())
+    }
+
+    /// Likewise, for clients of its choice.
+    pub fn start_with(nodes: &[SocketAddr], threads: usize, service: Service) -> Result<Self> {
         let setup = Setup {
             listen: Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
             threads,
@@ -26,7 +31,7 @@ impl Front {
             client_password: None,
             users: Users::of_the_servers(),
         };
-        let proxy = Proxy::start(setup, true).context("the proxy")?;
+        let proxy = Proxy::start_with(setup, service, true).context("the proxy")?;
         let Address::Tcp(address) = *proxy.listen() else { bail!("it listens elsewhere") };
         Ok(Self { address, proxy: Some(proxy) })
     }

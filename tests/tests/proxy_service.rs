@@ -406,13 +406,15 @@ fn new_certificates_drop_nobody() {
 fn figures_are_given_away() {
     let backend = Backend::start();
     let place = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let proxy = Proxy::start(&backend, &["--metrics", &place.to_string(), "--threads", "2"]);
+    let place = place.to_string();
+    let args = ["--metrics", &place, "--threads", "2", "--slowlog-slower-than", "0"];
+    let proxy = Proxy::start(&backend, &args);
     let mut clients: Vec<Wire> = (0..4).map(|_| Wire::open(proxy.plain).unwrap()).collect();
     for client in &mut clients {
         client.call(&[b"GET", b"a"]).unwrap();
     }
     let ask = |request: &str| {
-        let mut stream = TcpStream::connect(place).unwrap();
+        let mut stream = TcpStream::connect(&place).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -427,6 +429,15 @@ fn figures_are_given_away() {
     let server = format!("server=\"{}\"", backend.address);
     check(&format!("keyfleet_proxy_server_requests_total{{{server}}} 4"));
     check(&format!("keyfleet_proxy_server_latency_seconds_count{{{server}}} 4"));
+    check("keyfleet_proxy_slow_requests_total 4");
+    assert_eq!(clients[0].call(&[b"SLOWLOG", b"LEN"]).unwrap(), Value::Integer(4));
+    let slow = ask("GET /slowlog HTTP/1.0\r\n\r\n");
+    let rows: serde_json::Value = serde_json::from_str(slow.lines().last().unwrap()).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 4);
+    let (row, server) = (&rows[0], backend.address.to_string());
+    assert_eq!((&row["command"], &row["keys"][0]), (&"get".into(), &"a".into()));
+    assert_eq!((&row["server"], &row["user"]), (&server.into(), &"default".into()));
+    assert!(row["micros"].as_u64() >= row["micros_at_server"].as_u64());
     assert!(ask("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
 }

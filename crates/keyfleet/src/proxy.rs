@@ -2,6 +2,7 @@
 //! cluster current.
 
 pub mod metrics;
+mod slow;
 
 use std::{
     io,
@@ -11,13 +12,13 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fleet::model::ClusterName;
 use proxy::{
     driver::{self, Acceptor, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles},
-    engine::{Limits, Micros, PoolSetup, Profile, Users},
+    engine::{Limits, Micros, PoolSetup, Profile, SlowLog, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
@@ -61,6 +62,36 @@ pub struct Service {
     pub tls: Option<(Address, TlsFiles)>,
     /// So many clients at once, at all addresses together.
     pub clients_max: Option<usize>,
+    pub slow_log: SlowLogSetup,
+}
+
+/// Which requests are noted as slow.
+#[derive(Clone, Copy, Debug)]
+pub struct SlowLogSetup {
+    /// Those that take so long, in µs; None: none are.
+    pub slower_than: Option<Micros>,
+    /// So many of late.
+    pub entries_max: usize,
+}
+
+impl Default for SlowLogSetup {
+    /// As the engines have it.
+    fn default() -> Self {
+        Self { slower_than: Some(10_000), entries_max: 128 }
+    }
+}
+
+impl SlowLogSetup {
+    /// For loops that are started now.
+    fn log(self) -> Option<Arc<SlowLog>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let log = |slower_than| SlowLog::new(slower_than, self.entries_max, micros(now));
+        Some(Arc::new(log(self.slower_than?)))
+    }
+}
+
+fn micros(span: Duration) -> Micros {
+    Micros::try_from(span.as_micros()).unwrap_or(Micros::MAX)
 }
 
 /// See [`PROXY_STATE`].
@@ -107,6 +138,7 @@ pub struct Proxy {
     loops: Arc<Vec<driver::Running>>,
     listen: Address,
     tls: Option<(Address, Arc<Acceptor>)>,
+    slow_log: Option<Arc<SlowLog>>,
     control: JoinHandle<()>,
     /// Its end is the control thread's.
     end: Sender<Notice>,
@@ -145,6 +177,8 @@ impl Proxy {
             tls = Some((address, acceptor));
         }
         let (end, notices) = mpsc::channel();
+        let slow_log = service.slow_log.log();
+        let limits = Limits { slow_log: slow_log.clone(), ..Limits::default() };
         let mut loops = Vec::with_capacity(setup.threads);
         for (number, listeners) in shares.into_iter().enumerate() {
             let pool = PoolSetup {
@@ -159,13 +193,7 @@ impl Proxy {
                 backoff_max: BACKOFF.1,
             };
             let name = format!("proxy-{number}");
-            loops.push(driver::start(
-                &name,
-                Limits::default(),
-                vec![pool],
-                listeners,
-                end.clone(),
-            )?);
+            loops.push(driver::start(&name, limits.clone(), vec![pool], listeners, end.clone())?);
         }
         let loops = Arc::new(loops);
         let mut watch = Watch { loops: Arc::clone(&loops), setup, known: None };
@@ -175,7 +203,7 @@ impl Proxy {
         }
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, listen, tls, control, end })
+        Ok(Self { loops, listen, tls, slow_log, control, end })
     }
 
     /// Where it listens: a port 0 was replaced.
@@ -195,7 +223,7 @@ impl Proxy {
 
     /// Its figures; they can be asked for as long as it runs.
     pub fn figures(&self) -> metrics::Source {
-        metrics::Source::new(Arc::downgrade(&self.loops))
+        metrics::Source::new(Arc::downgrade(&self.loops), self.slow_log.clone())
     }
 
     /// Ends the loops, with their connections.

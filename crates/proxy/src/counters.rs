@@ -127,6 +127,8 @@ pub struct PoolCounters {
     pub redirects: Counter,
     /// Requests that were sent again.
     pub retries: Counter,
+    /// Requests that took too long; see [`crate::engine::SlowLog`].
+    pub slow: Counter,
 }
 
 #[cfg(test)]

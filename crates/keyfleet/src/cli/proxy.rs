@@ -25,7 +25,7 @@ use tokio::{
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Service, Setup, State, metrics},
+    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, State, metrics},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -62,6 +62,13 @@ pub struct Args {
     /// Clients at once; who comes beyond that is refused
     #[arg(long, value_name = "N", conflicts_with = "twemproxy")]
     clients_max: Option<usize>,
+    /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
+    #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-1..), conflicts_with = "twemproxy")]
+    slowlog_slower_than: i64,
+    /// So many of them, the last ones
+    #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "twemproxy")]
+    slowlog_max_len: usize,
     /// Seconds that it takes at most to answer what is under way when it is asked to end
     #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "twemproxy")]
     drain: u32,
@@ -156,7 +163,11 @@ fn service(args: &Args) -> Result<Service, Failure> {
         }
         _ => None,
     };
-    Ok(Service { tls, clients_max: args.clients_max })
+    let slow_log = SlowLogSetup {
+        slower_than: u64::try_from(args.slowlog_slower_than).ok(),
+        entries_max: args.slowlog_max_len,
+    };
+    Ok(Service { tls, clients_max: args.clients_max, slow_log })
 }
 
 /// Reads certificates again when they change, or when somebody says so.

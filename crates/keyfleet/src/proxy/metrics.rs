@@ -5,14 +5,14 @@ use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
     io,
-    sync::{Weak, mpsc},
+    sync::{Arc, Weak, mpsc},
     time::{Duration, Instant},
 };
 
 use proxy::{
     counters::{Counter, PoolCounters, ServerCounters, bucket_end},
     driver::Running,
-    engine::Figures,
+    engine::{Figures, SlowLog},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -20,6 +20,8 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
+
+use super::slow;
 
 /// How long a loop may take to say what it is at.
 const REPORT: Duration = Duration::from_secs(1);
@@ -36,11 +38,12 @@ const SHOWN: std::ops::Range<usize> = 11..92;
 #[derive(Clone)]
 pub struct Source {
     loops: Weak<Vec<Running>>,
+    slow_log: Option<Arc<SlowLog>>,
 }
 
 impl Source {
-    pub(super) fn new(loops: Weak<Vec<Running>>) -> Self {
-        Self { loops }
+    pub(super) fn new(loops: Weak<Vec<Running>>, slow_log: Option<Arc<SlowLog>>) -> Self {
+        Self { loops, slow_log }
     }
 
     /// All figures as text. Blocks until each loop has answered, a second at most.
@@ -61,7 +64,7 @@ impl Source {
     }
 }
 
-/// Answers `GET /metrics` for as long as it is polled.
+/// Answers `GET /metrics`, and `GET /slowlog` with what was slow of late, for as long as it is polled.
 pub async fn serve(listener: TcpListener, source: Source) {
     loop {
         match listener.accept().await {
@@ -89,16 +92,23 @@ async fn answer(mut stream: TcpStream, source: Source) -> io::Result<()> {
     let mut words = line.split(|byte| *byte == b' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
-    let (status, text) = match (method, path) {
+    let (status, kind, text) = match (method, path) {
         (b"GET", b"/metrics") => {
-            ("200 OK", spawn_blocking(move || source.text()).await.map_err(io::Error::other)?)
+            let text = spawn_blocking(move || source.text()).await.map_err(io::Error::other)?;
+            ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text)
         }
-        (b"GET", _) => ("404 Not Found", "The figures are at /metrics.\n".to_owned()),
-        _ => ("405 Method Not Allowed", "GET it.\n".to_owned()),
+        (b"GET", b"/slowlog") => {
+            ("200 OK", "application/json", slow::json(source.slow_log.as_deref())?)
+        }
+        (b"GET", _) => {
+            let text = "The figures are at /metrics, slow requests at /slowlog.\n";
+            ("404 Not Found", "text/plain", text.to_owned())
+        }
+        _ => ("405 Method Not Allowed", "text/plain", "GET it.\n".to_owned()),
     };
     let length = text.len();
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
@@ -111,7 +121,7 @@ type Family = (&'static str, &'static str, &'static str);
 type PoolFamily = (Family, fn(&PoolCounters) -> &Counter);
 type ServerFamily = (Family, fn(&ServerCounters) -> &Counter);
 
-const POOL: [PoolFamily; 10] = [
+const POOL: [PoolFamily; 11] = [
     (("clients", "gauge", "Connections of clients."), |c| &c.clients),
     (("clients_accepted_total", "counter", "Connections of clients, ever."), |c| &c.clients_ever),
     (("clients_refused_total", "counter", "Connections that were one too many."), |c| {
@@ -127,6 +137,7 @@ const POOL: [PoolFamily; 10] = [
         &c.forward_errors
     }),
     (("redirects_total", "counter", "MOVED and ASK that were followed."), |c| &c.redirects),
+    (("slow_requests_total", "counter", "Requests that took too long."), |c| &c.slow),
     (("retries_total", "counter", "Requests that were sent again."), |c| &c.retries),
 ];
 

@@ -168,6 +168,9 @@ pub(super) fn decide(name: &str, flags: Flags, has_keys: bool) -> Option<Route> 
         | "info"
         | "role"
         | "config|get"
+        | "slowlog|get"
+        | "slowlog|len"
+        | "slowlog|reset"
         | "acl|whoami"
         | "client|getname"
         | "client|setname"
@@ -226,12 +229,7 @@ pub(super) fn decide(name: &str, flags: Flags, has_keys: bool) -> Option<Route> 
         | "memory" | "module" | "object" | "pubsub" | "script" | "slowlog" | "xgroup" | "xinfo" => {
             Refused(BARE)
         }
-        _ if name.starts_with("slowlog|")
-            || name.starts_with("commandlog|")
-            || name.starts_with("latency|") =>
-        {
-            Refused(ONE_NODE)
-        }
+        _ if name.starts_with("commandlog|") || name.starts_with("latency|") => Refused(ONE_NODE),
         _ if name.starts_with("cluster|") && flags.has(Flags::ADMIN) => Refused(TOPOLOGY),
         _ if flags.has(Flags::ADMIN) => Refused(ADMIN),
         _ if flags.has(Flags::BLOCKING) && has_keys => Route::Session(Session::Blocking),

@@ -85,6 +85,8 @@ pub struct Work {
     pub(super) progress: Progress,
     /// The request at hand is passed on as it comes.
     pub(super) stream: Option<Stream>,
+    /// The beginning of the one that was passed on so last, where slow ones are noted.
+    pub(super) streamed: Option<Box<[u8]>>,
     /// Requests without an answer, oldest first.
     pub(super) ring: VecDeque<Awaited>,
     /// Replies whose turn has not come.
@@ -139,6 +141,7 @@ impl Works {
         }
         work.progress = Progress::default();
         work.parked_live = 0;
+        work.streamed = None;
         for buffer in [&mut work.query, &mut work.parked, work.output.bytes()] {
             if buffer.capacity() > RECYCLED_BYTES_MAX {
                 *buffer = Vec::new();

@@ -191,6 +191,7 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
             repeatable: false,
             writes: false,
             tries: 1,
+            waited_ms: 0,
             in_flux: false,
         });
     };

@@ -360,6 +360,7 @@ impl Core {
             repeatable: nature.repeatable,
             writes: nature.writes,
             tries: 1,
+            waited_ms: 0,
             in_flux: false,
         });
         conn.mark(conn_id, &mut self.turn);
@@ -394,6 +395,7 @@ impl Core {
             repeatable: nature.repeatable,
             writes: nature.writes,
             tries: 0,
+            waited_ms: 0,
             in_flux: false,
         };
         if self.is_ring(client.pool)

@@ -46,7 +46,10 @@ const SHOWN_PARAMETERS: [&str; 16] = [
 
 /// Is it a command that [`Core::answer_for_servers`] knows?
 pub(super) fn concerns_servers(command: &Command) -> bool {
-    matches!(command.name, "info" | "role" | "config|get") || command.name.starts_with("cluster|")
+    let name = command.name;
+    matches!(name, "info" | "role" | "config|get")
+        || name.starts_with("cluster|")
+        || name.starts_with("slowlog|")
 }
 
 impl Core {
@@ -63,6 +66,7 @@ impl Core {
                 Value::Verbatim { format: *b"txt", text }
             }
             "role" => Value::Array(vec![bulk("master"), Value::Integer(0), Value::Array(vec![])]),
+            name if name.starts_with("slowlog|") => self.slow_log(client, request, name),
             "config|get" => return self.config_get(id, client, request, command),
             _ if self.is_ring(client.pool) => {
                 Value::Error("ERR This instance has cluster support disabled".to_owned())

@@ -190,6 +190,7 @@ impl Core {
                 repeatable,
                 writes: !repeatable,
                 tries: 1,
+                waited_ms: 0,
                 in_flux: false,
             };
             match conn {

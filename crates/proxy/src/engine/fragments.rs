@@ -104,6 +104,7 @@ impl Core {
                 repeatable,
                 writes,
                 tries: 1,
+                waited_ms: 0,
                 in_flux: false,
             };
             let words = u64::from(part.keys) * words_each + 1;

@@ -45,6 +45,7 @@ mod server;
 mod session;
 mod settings;
 pub mod slab;
+mod slow_log;
 mod split;
 mod stream;
 mod subscription;
@@ -65,6 +66,7 @@ pub use self::{
     login::{User, Users},
     server::ConnId,
     settings::{Limits, PoolSetup, Profile},
+    slow_log::{SlowLog, SlowRequest},
 };
 use crate::{
     counters::PoolCounters,
@@ -179,6 +181,8 @@ struct Core {
     works: Works,
     turn: Turn,
     limits: Limits,
+    /// Requests that take so long are noted.
+    slow_after: Micros,
     now: Micros,
     /// When [`Engine::tick`] was last called.
     ticked: Micros,
@@ -201,6 +205,7 @@ struct Core {
 
 impl Engine {
     pub fn new(limits: Limits) -> Self {
+        let slow_after = limits.slow_log.as_ref().map_or(Micros::MAX, |log| log.slower_than());
         let core = Core {
             conns: Slab::default(),
             servers: Vec::new(),
@@ -210,6 +215,7 @@ impl Engine {
             works: Works::default(),
             turn: Turn::default(),
             limits,
+            slow_after,
             now: 0,
             ticked: 0,
             clients_ever: 0,

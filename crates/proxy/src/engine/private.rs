@@ -78,6 +78,7 @@ impl Core {
             repeatable: false,
             writes: true,
             tries: 1,
+            waited_ms: 0,
             in_flux: false,
         });
         conn.mark(conn_id, &mut self.turn);

@@ -201,7 +201,9 @@ impl Core {
         }
         conn.output.bytes().extend_from_slice(bytes);
         let tries = pending.tries.saturating_add(1);
-        conn.pending.push_back(Pending { tries, in_flux: false, ..pending });
+        let waited = self.now.saturating_sub(pending.at) / 1_000;
+        let waited_ms = u16::try_from(waited).unwrap_or(u16::MAX);
+        conn.pending.push_back(Pending { tries, waited_ms, in_flux: false, ..pending });
         conn.mark(id, &mut self.turn);
         let pool = self.servers.get(usize::from(server)).map_or(0, |server| server.pool);
         if let Some(pool) = self.pools.get(usize::from(pool)) {

@@ -236,6 +236,7 @@ impl Engine {
             server.counters.response_bytes.add(reply.len() as u64);
             server.counters.latency.record(self.core.now.saturating_sub(pending.at));
         }
+        let slow = self.core.now.saturating_sub(pending.at) >= self.core.slow_after;
         if keeps {
             let again = is_error
                 && is_wanted
@@ -243,6 +244,9 @@ impl Engine {
                 && self.core.try_again(id, &pending, reply);
             if !again && !self.core.limbo.is_empty() && pending.kind == Kind::Request {
                 self.was_executed(id, &pending);
+            }
+            if slow && !again {
+                self.note_slow(id, &pending);
             }
             if let Some(conn) = self.core.conns.get_mut(id) {
                 conn.release_popped();
@@ -253,8 +257,13 @@ impl Engine {
             if pending.in_flux {
                 self.core.settle_flux(pool, &mut pending);
             }
-        } else if is_error && is_wanted {
-            self.core.ring_error(server_index, reply);
+        } else {
+            if is_error && is_wanted {
+                self.core.ring_error(server_index, reply);
+            }
+            if slow {
+                self.note_slow(id, &pending);
+            }
         }
         let mut reply = reply;
         if private && let Some(instead) = self.core.explain_redirect(id, reply) {

@@ -61,6 +61,7 @@ impl Scripts {
                 repeatable: false,
                 writes: false,
                 tries: 1,
+                waited_ms: 0,
                 in_flux: false,
             });
         }

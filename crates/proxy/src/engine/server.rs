@@ -106,6 +106,8 @@ pub(super) struct Pending {
     pub writes: bool,
     /// How often it was sent.
     pub tries: u16,
+    /// How long it was in the proxy until it was sent again, in ms.
+    pub waited_ms: u16,
     /// Its slot is in flux because of it.
     pub in_flux: bool,
 }

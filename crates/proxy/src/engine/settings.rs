@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Micros, login::Users, request::RequestLimits};
+use super::{Micros, login::Users, request::RequestLimits, slow_log::SlowLog};
 use crate::route::{Address, Route};
 
 /// What may be held in memory, and for how long.
@@ -28,6 +28,8 @@ pub struct Limits {
     pub server_bytes_max: usize,
     /// Replies of several servers that become one may have so many bytes together.
     pub gathered_bytes_max: usize,
+    /// Where slow requests are noted, if they are.
+    pub slow_log: Option<Arc<SlowLog>>,
 }
 
 impl Default for Limits {
@@ -43,6 +45,7 @@ impl Default for Limits {
             stall: 10_000_000,
             server_bytes_max: 4 << 20,
             gathered_bytes_max: 64 << 20,
+            slow_log: None,
         }
     }
 }

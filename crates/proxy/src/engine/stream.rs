@@ -119,6 +119,7 @@ impl Core {
         work.stream = Some(Stream { conn: conn.ok(), follower });
         work.progress = Progress::default();
         let head = bytes.get(..progress.at).unwrap_or_default();
+        work.streamed = self.limits.slow_log.is_some().then(|| head.into());
         match conn {
             Err(error) => self.fail_now(id, client, error),
             Ok(conn_id) => {
@@ -138,6 +139,7 @@ impl Core {
                     repeatable: false,
                     writes: true,
                     tries: 1,
+                    waited_ms: 0,
                     in_flux: false,
                 });
                 conn.mark(conn_id, &mut self.turn);

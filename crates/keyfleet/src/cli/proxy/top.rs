@@ -138,6 +138,7 @@ struct Page {
     response_bytes_rate: f64,
     errors_rate: f64,
     redirects_rate: f64,
+    slow_rate: f64,
     buffer_bytes: f64,
     servers: Vec<Row>,
 }
@@ -186,6 +187,7 @@ impl Page {
             response_bytes_rate: rate("response_bytes_total"),
             errors_rate: rate("forward_errors_total"),
             redirects_rate: rate("redirects_total"),
+            slow_rate: rate("slow_requests_total"),
             buffer_bytes: gauge(&now.all, "buffer_bytes"),
             servers: rows.collect(),
         }
@@ -197,13 +199,14 @@ impl Page {
         let errors = if self.errors_rate > 0.0 { style.red(&errors) } else { errors };
         let mut out = format!(
             "{} clients ({} refused)   {} requests/s   {} in/s   {} out/s\n\
-             {errors}   {} redirects/s   {} in buffers   {} threads\n\n",
+             {errors}   {} redirects/s   {} slow/s   {} in buffers   {} threads\n\n",
             style.bold(&number(self.clients)),
             number(self.clients_refused),
             style.bold(&number(self.requests_rate)),
             bytes(self.request_bytes_rate),
             bytes(self.response_bytes_rate),
             number(self.redirects_rate),
+            number(self.slow_rate),
             bytes(self.buffer_bytes),
             number(self.threads),
         );

@@ -1,0 +1,6 @@
+//! What the engine does for requests beside passing them on, in random stories on a stage.
+
+#[path = "../pretend/mod.rs"]
+mod pretend;
+mod slow_log;
+mod stage;
