@@ -5,6 +5,7 @@ import threading
 import time
 
 import redis
+import redis.utils
 
 from checks import equal, run
 
@@ -19,6 +20,10 @@ def connect(**options):
 
 client = connect(decode_responses=True, client_name="checks")
 raw = connect()
+
+
+def parses_with_hiredis():
+    equal(redis.utils.HIREDIS_AVAILABLE, True)
 
 
 def answers_a_ping():
@@ -256,6 +261,7 @@ def refuses_what_it_cant_do():
 
 run(
     [
+        parses_with_hiredis,
         answers_a_ping,
         knows_its_name,
         keeps_bytes_as_they_are,

@@ -1,5 +1,8 @@
 //! The client libraries that `cargo xtask clients` has installed, each with a program of checks in
 //! tests/clients that says `ok` after each of its idioms that worked.
+//!
+//! Go's are those that Debian 12 packages: go-redis 5, of 2017, and redigo 1.8. Libraries of today come
+//! from Go's module proxy, which not every machine that runs the tests can reach.
 
 use std::{
     env, fs,
@@ -13,6 +16,8 @@ use tokio::{process::Command, time::timeout};
 
 /// How long one program of checks may take.
 const TIME_MAX: Duration = Duration::from_secs(120);
+/// Where Debian has the sources of Go's libraries.
+const GO_PATH: &str = "/usr/share/gocode";
 
 /// Runs a program of tests/clients against an address and returns how many of its checks passed;
 /// an error holds what it printed where one of them failed.
@@ -20,26 +25,14 @@ pub async fn run(program: &str, address: SocketAddr, args: &[&str]) -> Result<us
     let installed = directory();
     ensure!(installed.join("installed").is_file(), "no client libraries: run `cargo xtask test`");
     let scripts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients");
-    let python = installed.join("python").join("bin");
-    let mut command = if is_javascript(program) {
-        // A module finds others beside itself only.
-        for script in fs::read_dir(&scripts)? {
-            let script = script?.path();
-            if is_javascript(&script) {
-                let name = script.file_name().context("no name")?;
-                let copy = installed.join("node").join(format!(".{}", std::process::id()));
-                fs::copy(&script, &copy)?;
-                fs::rename(&copy, installed.join("node").join(name))?;
-            }
+    let mut command = match extension(program) {
+        Some("mjs") => javascript(program, &scripts, &installed)?,
+        Some("go") => go(program, &scripts, &installed).await?,
+        _ => {
+            let mut interpreter = Command::new(installed.join("python/bin/python"));
+            interpreter.arg("-B").arg(scripts.join(program));
+            interpreter
         }
-        let own = python.join("node");
-        let mut node = Command::new(if own.exists() { own } else { "node".into() });
-        node.arg(installed.join("node").join(program));
-        node
-    } else {
-        let mut interpreter = Command::new(python.join("python"));
-        interpreter.arg("-B").arg(scripts.join(program));
-        interpreter
     };
     command.arg(address.ip().to_string()).arg(address.port().to_string()).args(args);
     let ended = timeout(TIME_MAX, command.kill_on_drop(true).output()).await;
@@ -52,8 +45,41 @@ pub async fn run(program: &str, address: SocketAddr, args: &[&str]) -> Result<us
     Ok(passed)
 }
 
-fn is_javascript(path: impl AsRef<Path>) -> bool {
-    path.as_ref().extension().is_some_and(|extension| extension == "mjs")
+fn extension(path: impl AsRef<Path>) -> Option<&'static str> {
+    let extension = path.as_ref().extension()?;
+    ["mjs", "go"].into_iter().find(|known| extension == *known)
+}
+
+fn javascript(program: &str, scripts: &Path, installed: &Path) -> Result<Command> {
+    // A module finds others beside itself only.
+    for script in fs::read_dir(scripts)? {
+        let script = script?.path();
+        if extension(&script) == Some("mjs") {
+            let name = script.file_name().context("no name")?;
+            let copy = installed.join("node").join(format!(".{}", std::process::id()));
+            fs::copy(&script, &copy)?;
+            fs::rename(&copy, installed.join("node").join(name))?;
+        }
+    }
+    let own = installed.join("python/bin/node");
+    let mut node = Command::new(if own.exists() { own } else { "node".into() });
+    node.arg(installed.join("node").join(program));
+    Ok(node)
+}
+
+/// Builds the program; what didn't change is not built again.
+async fn go(program: &str, scripts: &Path, installed: &Path) -> Result<Command> {
+    let directory = installed.join("go");
+    let built = directory.join(format!("{program}.{}", std::process::id()));
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(&built).args([program, "checks.go"]).current_dir(scripts);
+    build.env("GO111MODULE", "off").env("GOPATH", GO_PATH).env("GOCACHE", directory.join("cache"));
+    let output =
+        timeout(TIME_MAX, build.kill_on_drop(true).output()).await.context("go build")??;
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    let ready = directory.join(program);
+    fs::rename(&built, &ready)?;
+    Ok(Command::new(ready))
 }
 
 /// Where cargo builds, and the clients below it.

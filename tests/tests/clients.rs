@@ -25,3 +25,9 @@ async fn javascript_clients_on_a_plain_server() {
 async fn glide_on_a_plain_server() {
     check_plain("valkey_glide.py", &["--one"]).await;
 }
+
+#[tokio::test]
+async fn go_clients_on_a_plain_server() {
+    check_plain("go_redis.go", &["--one"]).await;
+    check_plain("redigo.go", &[]).await;
+}

