@@ -8,7 +8,7 @@ mod decode;
 mod properties;
 mod server_error;
 
-use std::{io::Write, str};
+use std::str;
 
 pub use decode::{DecodeError, Decoder, Limits, decode};
 pub use server_error::{Redirect, ServerError};
@@ -137,7 +137,7 @@ fn line(out: &mut Vec<u8>, sign: u8, text: &str) {
 
 fn bulk(out: &mut Vec<u8>, sign: u8, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    line(out, sign, &length.to_string());
+    encode_head(sign, length, out);
     for part in parts {
         out.extend_from_slice(part);
     }
@@ -145,19 +145,44 @@ fn bulk(out: &mut Vec<u8>, sign: u8, parts: &[&[u8]]) {
 }
 
 fn aggregate(out: &mut Vec<u8>, sign: u8, items: &[Value]) {
-    line(out, sign, &items.len().to_string());
+    encode_head(sign, items.len(), out);
     for item in items {
         item.encode(out);
     }
 }
 
+/// Appends what begins an array (`*`), a bulk string (`$`) or anything else that says its length.
+pub fn encode_head(sign: u8, length: usize, out: &mut Vec<u8>) {
+    // A sign, 20 digits, the end of the line; filled from behind.
+    let mut head = [sign; 23];
+    let (mut start, mut rest) = (head.len() - 2, length);
+    if let Some(end) = head.last_chunk_mut() {
+        *end = *b"\r\n";
+    }
+    loop {
+        start -= 1;
+        if let Some(digit) = head.get_mut(start) {
+            *digit = b'0' + (rest % 10) as u8;
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(head.get(start - 1..).unwrap_or_default());
+}
+
+/// Appends a bulk string.
+pub fn encode_bulk(bytes: &[u8], out: &mut Vec<u8>) {
+    bulk(out, b'$', &[bytes]);
+}
+
 /// Appends one command in the only form every engine reads: an array of bulk strings.
 pub fn encode_command(args: impl IntoIterator<Item = impl AsRef<[u8]>>, out: &mut Vec<u8>) {
     let args: Vec<_> = args.into_iter().collect();
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "*{}\r\n", args.len());
+    encode_head(b'*', args.len(), out);
     for arg in &args {
-        bulk(out, b'$', &[arg.as_ref()]);
+        encode_bulk(arg.as_ref(), out);
     }
 }
 
@@ -171,6 +196,19 @@ mod tests {
         encode_command(["SET", "k", "a\r\nb"], &mut out);
         encode_command([b"PING"], &mut out);
         assert_eq!(out, b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\na\r\nb\r\n*1\r\n$4\r\nPING\r\n");
+    }
+
+    #[test]
+    fn heads() {
+        let check = |length: usize, expected: &str| {
+            let mut out = Vec::new();
+            encode_head(b'$', length, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        };
+        check(0, "$0\r\n");
+        check(9, "$9\r\n");
+        check(10, "$10\r\n");
+        check(usize::MAX, "$18446744073709551615\r\n");
     }
 
     #[test]

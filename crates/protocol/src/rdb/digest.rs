@@ -116,11 +116,9 @@ impl PartialEq for Digest {
 impl Eq for Digest {}
 
 fn hash(parts: &[&[u8]]) -> u64 {
-    parts.iter().fold(0, |hash, part| {
-        let mut checksum = Checksum::new();
-        checksum.add(part);
-        mix(hash ^ checksum.value().wrapping_add(part.len() as u64))
-    })
+    parts
+        .iter()
+        .fold(0, |hash, part| mix(hash ^ Checksum::of(part).wrapping_add(part.len() as u64)))
 }
 
 /// Lets every bit change every other. Without it sums of checksums are the same too easily.

@@ -4,7 +4,7 @@
 use super::{Brand, Checksum, Encoding, Fault, Format, layout::Layout, wire::Cursor};
 
 /// Of a payload after the value.
-pub const FOOTER_BYTES: usize = 10;
+const FOOTER_BYTES: usize = 10;
 
 /// Before the type byte, where modules noted something for the key (Redis from version 13).
 const METADATA: u8 = 243;
@@ -17,31 +17,29 @@ pub struct Payload<'a> {
     pub format: Format,
 }
 
-/// What comes after the raw value. With it a payload can be sent in three pieces and no copy.
+/// A whole payload.
 ///
 /// The version must be one that has the encoding ([`Encoding::format`]) and that the target takes
 /// ([`payload_format`](super::payload_format)).
-pub fn footer(encoding: Encoding, raw: &[u8], format: Format) -> [u8; FOOTER_BYTES] {
-    let version = format.version.to_le_bytes();
-    let mut checksum = Checksum::new();
-    checksum.add(&[encoding.byte()]);
-    checksum.add(raw);
-    checksum.add(&version);
-    let mut footer = [0; FOOTER_BYTES];
-    let bytes = version.into_iter().chain(checksum.value().to_le_bytes());
-    for (slot, byte) in footer.iter_mut().zip(bytes) {
-        *slot = byte;
-    }
-    footer
+pub fn payload(encoding: Encoding, raw: &[u8], format: Format) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(payload_bytes(raw));
+    put_payload(encoding, raw, format, &mut payload);
+    payload
 }
 
-/// A whole payload.
-pub fn payload(encoding: Encoding, raw: &[u8], format: Format) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(1 + raw.len() + FOOTER_BYTES);
-    payload.push(encoding.byte());
-    payload.extend_from_slice(raw);
-    payload.extend_from_slice(&footer(encoding, raw, format));
-    payload
+/// How long the payload of a raw value is.
+pub fn payload_bytes(raw: &[u8]) -> usize {
+    1 + raw.len() + FOOTER_BYTES
+}
+
+/// Appends what [`payload`] makes.
+pub fn put_payload(encoding: Encoding, raw: &[u8], format: Format, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.push(encoding.byte());
+    out.extend_from_slice(raw);
+    out.extend_from_slice(&format.version.to_le_bytes());
+    let checksum = Checksum::of(out.get(start..).unwrap_or_default());
+    out.extend_from_slice(&checksum.to_le_bytes());
 }
 
 /// Takes a payload apart and checks its checksum. What modules noted for the key is left out. The
@@ -50,9 +48,7 @@ pub fn parse(payload: &[u8]) -> Result<Payload<'_>, Fault> {
     let ends = Fault::Ends("a DUMP payload");
     let (covered, stored) = payload.split_last_chunk::<8>().ok_or(ends.clone())?;
     let (body, version) = covered.split_last_chunk::<2>().ok_or(ends.clone())?;
-    let mut checksum = Checksum::new();
-    checksum.add(covered);
-    if checksum.value() != u64::from_le_bytes(*stored) {
+    if Checksum::of(covered) != u64::from_le_bytes(*stored) {
         return Err(Fault::Expected("a DUMP payload with its checksum"));
     }
     let format = Format::of_version(u16::from_le_bytes(*version));
@@ -86,9 +82,8 @@ mod tests {
     #[test]
     fn metadata_is_left_out() {
         let mut bytes = b"\xf3\x01abcd\x02\x05\x05\x01x\x00\x00\xc0\x0a\x0d\x00".to_vec();
-        let mut checksum = Checksum::new();
-        checksum.add(&bytes);
-        bytes.extend_from_slice(&checksum.value().to_le_bytes());
+        let checksum = Checksum::of(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
         let payload = parse(&bytes).unwrap();
         assert_eq!((payload.encoding, payload.raw), (Encoding::String, b"\xc0\x0a".as_slice()));
     }

@@ -1,9 +1,6 @@
 //! Shows what is read to the load: each key as one RESTORE.
 
-use std::{
-    io::Write as _,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use protocol::{
     Engine, EngineKind, Slot, Value as Reply, Version, key_slot,
@@ -11,7 +8,7 @@ use protocol::{
         Big, Carried, DataType, Encoding, Entry, Event, Format, Items, Key, Limits, Lost, Part,
         dump, payload_format, transcode,
     },
-    resp::encode_command,
+    resp::{encode_bulk, encode_command, encode_head},
 };
 use tokio::runtime::Handle;
 
@@ -34,6 +31,9 @@ const WHOLE_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of input between two positions that may be saved.
 const POSITION_BYTES: u64 = 1 << 20;
+
+/// Keys for which the clock is looked at once. Those whose time is over since, the target drops.
+const KEYS_AT_A_TIME: u64 = 256;
 
 /// How often a large value is begun anew, because servers changed while it was sent.
 const ATTEMPTS_MAX: u32 = 20;
@@ -64,6 +64,7 @@ pub(super) struct Carrier<'a> {
     attempts: (u64, u32),
     /// The input's offset at the last position that was noted.
     noted: u64,
+    now_ms: u64,
     pub outcome: Outcome,
     /// Commands were sent that must not be done twice.
     pub sent_commands: bool,
@@ -107,6 +108,7 @@ impl<'a> Carrier<'a> {
             build: None,
             attempts: (0, 0),
             noted: 0,
+            now_ms: now_ms(),
             outcome: Outcome { busy: from.existing, refused: from.refused, ..Outcome::default() },
             sent_commands: false,
         })
@@ -170,8 +172,10 @@ impl<'a> Carrier<'a> {
 
     /// Is the key to be sent? Counts it where it isn't.
     fn wanted(&mut self, key: &Key<'_>, bytes: u64) -> bool {
-        self.watch.keys.fetch_add(1, Relaxed);
-        let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(now_ms()));
+        if self.watch.keys.fetch_add(1, Relaxed) % KEYS_AT_A_TIME == 0 {
+            self.now_ms = now_ms();
+        }
+        let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(self.now_ms));
         let data_type = key.encoding.data_type();
         let asked = Asked { db: key.db, name: &key.name, data_type, left_ms, bytes };
         if !self.job.filter.takes(&asked) {
@@ -509,37 +513,30 @@ pub(super) fn write_restore(
     };
     let ends = key.expire_at_ms.is_some();
     let count = 4 + usize::from(replace) + usize::from(absolute && ends) + 2 * used.iter().count();
-    let end = match key.expire_at_ms {
-        None => 0,
-        Some(at) if absolute => at,
+    encode_head(b'*', count, out);
+    out.extend_from_slice(b"$7\r\nRESTORE\r\n");
+    encode_bulk(&key.name, out);
+    match key.expire_at_ms {
+        None => out.extend_from_slice(b"$1\r\n0\r\n"),
+        Some(at) if absolute => encode_bulk(at.to_string().as_bytes(), out),
         // 0 would mean that it doesn't end.
-        Some(at) => at.saturating_sub(now_ms()).max(1),
-    };
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "*{count}\r\n$7\r\nRESTORE\r\n");
-    word(&key.name, out);
-    word(end.to_string().as_bytes(), out);
-    let _ = write!(out, "${}\r\n", 1 + payload.raw.len() + dump::FOOTER_BYTES);
-    out.push(payload.encoding.byte());
-    out.extend_from_slice(payload.raw);
-    out.extend_from_slice(&dump::footer(payload.encoding, payload.raw, payload.format));
+        Some(at) => {
+            encode_bulk(at.saturating_sub(now_ms()).max(1).to_string().as_bytes(), out);
+        }
+    }
+    encode_head(b'$', dump::payload_bytes(payload.raw), out);
+    dump::put_payload(payload.encoding, payload.raw, payload.format, out);
     out.extend_from_slice(b"\r\n");
     if replace {
-        word(b"REPLACE", out);
+        out.extend_from_slice(b"$7\r\nREPLACE\r\n");
     }
     if absolute && ends {
-        word(b"ABSTTL", out);
+        out.extend_from_slice(b"$6\r\nABSTTL\r\n");
     }
     if let Some((name, number)) = used {
-        word(name, out);
-        word(number.to_string().as_bytes(), out);
+        encode_bulk(name, out);
+        encode_bulk(number.to_string().as_bytes(), out);
     }
-}
-
-fn word(bytes: &[u8], out: &mut Vec<u8>) {
-    let _ = write!(out, "${}\r\n", bytes.len());
-    out.extend_from_slice(bytes);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// The items of a value that a digest is made of.

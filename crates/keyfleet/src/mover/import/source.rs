@@ -254,14 +254,14 @@ impl Walk<'_> {
     ) -> Result<Rest, V::Error> {
         let mut reader = self.reader(visitor.limits());
         reader.feed(head);
-        let damaged =
-            |name: String| move |source| V::Error::from(SourceError::Rdb { name, source });
+        let input = self.input;
+        let damaged = |source| V::Error::from(SourceError::Rdb { name: input.name(), source });
         while !reader.is_done() {
-            let next = reader.next().map_err(damaged(self.input.name()))?;
+            let next = reader.next().map_err(damaged)?;
             let Some(Record { offset, event }) = next else {
                 let count = file.read(reader.space()).map_err(|e| self.fault(e))?;
                 if count == 0 {
-                    reader.finish().map_err(damaged(self.input.name()))?;
+                    reader.finish().map_err(damaged)?;
                 }
                 reader.filled(count);
                 self.count(count);

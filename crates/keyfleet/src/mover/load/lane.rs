@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Mark, Shared, locked,
+    BATCH_BYTES, BATCH_COMMANDS, Mark, Shared, locked,
     mend::{Again, Stray},
 };
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
 };
 
 const READ_BYTES: usize = 64 << 10;
+
+/// What nearly all answers are.
+const OK: &[u8] = b"+OK\r\n";
 
 /// Commands in the order in which they are to be done.
 #[derive(Debug)]
@@ -46,7 +49,8 @@ pub(super) struct Sent {
 
 impl Batch {
     pub fn new(mark: Mark) -> Self {
-        Self { bytes: Vec::new(), commands: Vec::new(), mark }
+        let bytes = Vec::with_capacity(BATCH_BYTES + BATCH_BYTES / 8);
+        Self { bytes, commands: Vec::with_capacity(BATCH_COMMANDS / 2), mark }
     }
 }
 
@@ -66,8 +70,14 @@ pub(super) async fn run(
     mut batches: mpsc::Receiver<Batch>,
 ) {
     while let Some(first) = batches.recv().await {
-        let mut lane =
-            Lane { shared: &shared, address, flights: VecDeque::new(), commands: 0, bytes: 0 };
+        let mut lane = Lane {
+            shared: &shared,
+            address,
+            flights: VecDeque::new(),
+            commands: 0,
+            bytes: 0,
+            untold: (0, 0),
+        };
         lane.add(first);
         if let Ok(link) = open(&shared, address).await {
             lane.serve(link.into_stream(), &mut batches).await;
@@ -92,6 +102,8 @@ struct Lane<'a> {
     /// In flight.
     commands: usize,
     bytes: usize,
+    /// Done, and not told yet: commands and their bytes.
+    untold: (u64, u64),
 }
 
 impl Lane<'_> {
@@ -160,6 +172,7 @@ impl Lane<'_> {
         let mut at = 0;
         while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
             let length = match rest.first() {
+                _ if rest.starts_with(OK) => Some(OK.len()),
                 Some(b'+' | b':' | b'-') => {
                     rest.iter().position(|byte| *byte == b'\n').map(|end| end + 1)
                 }
@@ -169,7 +182,16 @@ impl Lane<'_> {
             self.answer(rest.get(..length).unwrap_or_default())?;
             at += length;
         }
+        self.tell();
         Some(at)
+    }
+
+    /// Adds to the load's progress what was done.
+    fn tell(&mut self) {
+        let (commands, bytes) = std::mem::take(&mut self.untold);
+        let progress = &self.shared.progress;
+        progress.done.fetch_add(commands, Ordering::Relaxed);
+        progress.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn answer(&mut self, reply: &[u8]) -> Option<()> {
@@ -190,12 +212,13 @@ impl Lane<'_> {
         if reply.first() == Some(&b'-') {
             refused(self.shared, self.address, sent, command, reply);
         } else {
-            let progress = &self.shared.progress;
-            progress.done.fetch_add(1, Ordering::Relaxed);
-            progress.bytes.fetch_add(command.len() as u64, Ordering::Relaxed);
+            self.untold.0 += 1;
+            self.untold.1 += command.len() as u64;
         }
         if done {
             self.bytes -= flight.batch.bytes.len();
+            // Who waits for the last answer then sees everything.
+            self.tell();
             if let Some(flight) = self.flights.pop_front() {
                 flight.batch.mark.release();
             }
