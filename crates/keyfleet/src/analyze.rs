@@ -158,9 +158,11 @@ struct Large {
 struct Survey {
     total: Sum,
     commands: u64,
-    types: BTreeMap<&'static str, Sum>,
-    encodings: BTreeMap<Encoding, Sum>,
+    /// In the order of [`Encoding::ALL`].
+    encodings: [Sum; Encoding::ALL.len()],
     databases: BTreeMap<u64, Sum>,
+    /// The database that is being read; not among the others yet.
+    db: (u64, Sum),
     prefixes: Prefixes,
     biggest: BinaryHeap<Reverse<Biggest>>,
     /// The last: those that don't end.
@@ -176,9 +178,9 @@ impl Survey {
         Self {
             total: Sum::default(),
             commands: 0,
-            types: BTreeMap::new(),
-            encodings: BTreeMap::new(),
+            encodings: [Sum::default(); Encoding::ALL.len()],
             databases: BTreeMap::new(),
+            db: (0, Sum::default()),
             prefixes: Prefixes::default(),
             biggest: BinaryHeap::new(),
             left: Default::default(),
@@ -202,9 +204,13 @@ impl Survey {
         let sum = Sum { keys: 1, file_bytes: file_bytes + name_bytes, memory_bytes, elements };
         self.total.add(sum);
         let data_type = key.encoding.data_type().name();
-        self.types.entry(data_type).or_default().add(sum);
-        self.encodings.entry(key.encoding).or_default().add(sum);
-        self.databases.entry(key.db).or_default().add(sum);
+        if let Some(place) = self.encodings.get_mut(key.encoding as usize) {
+            place.add(sum);
+        }
+        if key.db != self.db.0 {
+            self.end_db(key.db);
+        }
+        self.db.1.add(sum);
         let left = match key.expire_at_ms {
             None => LEFT.len(),
             Some(at) => {
@@ -230,7 +236,15 @@ impl Survey {
         }
     }
 
-    fn report(self, inputs: &[Input], shards: usize) -> Report {
+    /// Notes what the database had, and goes on in another.
+    fn end_db(&mut self, next: u64) {
+        let (db, sum) = std::mem::replace(&mut self.db, (next, Sum::default()));
+        if sum.keys > 0 {
+            self.databases.entry(db).or_default().add(sum);
+        }
+    }
+
+    fn report(mut self, inputs: &[Input], shards: usize) -> Report {
         let shards = shards.clamp(1, usize::from(SLOT_COUNT));
         let mut balance = vec![Sum::default(); shards];
         let mut fullest = (0, 0);
@@ -239,6 +253,12 @@ impl Survey {
                 shard.add(*sum);
             }
             fullest = fullest.max((sum.memory_bytes, slot));
+        }
+        self.end_db(0);
+        let mut types: BTreeMap<&'static str, Sum> = BTreeMap::new();
+        let found = || Encoding::ALL.into_iter().zip(self.encodings).filter(|(_, s)| s.keys > 0);
+        for (encoding, sum) in found() {
+            types.entry(encoding.data_type().name()).or_default().add(sum);
         }
         let left = LEFT.iter().map(|(left, _)| *left).chain(["no end"]).zip(self.left);
         let (prefixes, prefix_error_bytes) = self.prefixes.heaviest(PREFIXES);
@@ -249,10 +269,8 @@ impl Survey {
             total: self.total,
             expired: self.left.first().map_or(0, |sum| sum.keys),
             commands: self.commands,
-            types: self.types,
-            encodings: self
-                .encodings
-                .into_iter()
+            types,
+            encodings: found()
                 .map(|(encoding, sum)| (format!("{} {encoding:?}", encoding.byte()), sum))
                 .collect(),
             databases: self.databases,
@@ -379,6 +397,13 @@ impl Visitor for Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn encodings_are_in_order() {
+        for (at, encoding) in Encoding::ALL.into_iter().enumerate() {
+            assert_eq!(encoding as usize, at);
+        }
+    }
 
     #[test]
     fn what_strings_take() {
