@@ -2,6 +2,10 @@
 //! sends ready RESTOREs and does nothing else (the target's limit); into one node by rdb-tools and
 //! `redis-cli --pipe`; from a server by `redis-cli --cluster import`.
 //!
+//! We and the limit take turns, and each round's rates are compared: whoever else works on the
+//! machine then slows both. CPU is told for both: where all share a machine's cores, who sends
+//! what was made before has the advantage of what it didn't do.
+//!
 //! The peers get fewer keys, because they take minutes for many; rates are compared.
 
 use std::{
@@ -9,7 +13,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -70,25 +74,41 @@ async fn measure(options: &Options, scratch: &Path, outcome: &mut Outcome) -> Re
     let shape = Shape { server: &server, primaries: 3, replicas: 0, spare: 0, config: &[] };
     let cluster = RawCluster::start(&shape).await?;
     let ready = ready(&file, &cluster).await?;
-    let (mut own, mut bare, mut shares, mut peaks) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut own, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         empty(&cluster).await?;
         let before = cpu(&cluster).await?;
         let used = ours(&file, &cluster.addresses()[0].to_string(), scratch)?;
-        let servers = cpu(&cluster).await? - before;
+        own.push(Turn { used, servers: cpu(&cluster).await? - before });
         ensure!(held(&cluster).await? == options.keys, "keys are missing");
-        own.push(options.keys as f64 / used.seconds);
-        shares.push(used.cpu_seconds / servers);
-        peaks.push(used.peak_bytes as f64 / f64::from(1 << 20));
         empty(&cluster).await?;
-        bare.push(options.keys as f64 / send(&ready)?);
+        let (before, sender) = (cpu(&cluster).await?, cpu_used().0);
+        let seconds = send(&ready)?;
+        let cpu_seconds = cpu_used().0 - sender;
+        let used = Used { seconds, cpu_seconds, peak_bytes: 0 };
+        bare.push(Turn { used, servers: cpu(&cluster).await? - before });
         ensure!(held(&cluster).await? == options.keys, "keys are missing");
     }
-    let (own, bare, share) = (median(&own), median(&bare), median(&shares));
-    let peak = peaks.iter().copied().fold(0.0, f64::max);
-    figure("keyfleet import, keys/s", own);
-    figure("bare pipelined RESTORE, keys/s", bare);
+    let of = |turns: &[Turn], figure: fn(&Turn) -> f64| {
+        median(&turns.iter().map(figure).collect::<Vec<_>>())
+    };
+    let keys = options.keys as f64;
+    let rate = keys / of(&own, |turn| turn.used.seconds);
+    let share = of(&own, |turn| turn.used.cpu_seconds / turn.servers);
+    let limit = own.iter().zip(&bare).map(|(own, bare)| bare.used.seconds / own.used.seconds);
+    let limit = median(&limit.collect::<Vec<_>>());
+    let by_cpu = own.iter().zip(&bare).map(|(own, bare)| bare.cpu() / own.cpu());
+    let by_cpu = median(&by_cpu.collect::<Vec<_>>());
+    let peak = own.iter().map(|turn| turn.used.peak_bytes).max().unwrap_or_default();
+    let peak = peak as f64 / f64::from(1 << 20);
+    let micros = 1e6 / keys;
+    figure("keyfleet import, keys/s", rate);
+    figure("bare pipelined RESTORE, keys/s", keys / of(&bare, |turn| turn.used.seconds));
+    figure("servers under import, us of CPU a key", of(&own, |turn| turn.servers) * micros);
+    figure("servers under RESTORE, us of CPU a key", of(&bare, |turn| turn.servers) * micros);
+    figure("import, us of CPU a key", of(&own, |turn| turn.used.cpu_seconds) * micros);
+    figure("bare sender, us of CPU a key", of(&bare, |turn| turn.used.cpu_seconds) * micros);
+    figure("share of the limit, by all CPU", by_cpu);
     figure("own CPU as a share of the servers'", share);
     figure("peak memory, MiB", peak);
 
@@ -107,8 +127,8 @@ async fn measure(options: &Options, scratch: &Path, outcome: &mut Outcome) -> Re
     ensure!(held(&cluster).await? == options.peer_keys, "redis-cli left keys out");
     figure("redis-cli --cluster import, keys/s", keys / seconds);
     outcome.goals.extend([
-        Goal::at_least("times rdb-tools' rate", 15.0, own / piped),
-        Goal::at_least("share of the target's limit", 0.9, own / bare),
+        Goal::at_least("times rdb-tools' rate", 15.0, rate / piped),
+        Goal::at_least("share of the target's limit", 0.9, limit),
         Goal::at_most("own CPU as a share of the servers'", 0.2, share),
         Goal::at_most("peak memory, MiB", 64.0, peak),
     ]);
@@ -116,7 +136,7 @@ async fn measure(options: &Options, scratch: &Path, outcome: &mut Outcome) -> Re
 }
 
 /// Saves keys of all types, as redis 6.2 packs them: the newest format that rdb-tools reads.
-async fn make(keys: usize, scratch: &Path, name: &str) -> Result<PathBuf> {
+pub(super) async fn make(keys: usize, scratch: &Path, name: &str) -> Result<PathBuf> {
     let directory = scratch.join(name);
     fs::create_dir_all(&directory)?;
     let path = directory.join("dump.rdb");
@@ -169,45 +189,62 @@ fn entry(number: usize) -> Result<(String, Encoding, Vec<u8>), Fault> {
 }
 
 /// What a program used.
-struct Used {
-    seconds: f64,
-    cpu_seconds: f64,
-    peak_bytes: u64,
+pub(super) struct Used {
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+    pub peak_bytes: u64,
 }
 
-fn ours(file: &Path, to: &str, scratch: &Path) -> Result<Used> {
-    let program = target().join("release").join("keyfleet");
+/// What one load used.
+struct Turn {
+    used: Used,
+    /// Seconds of CPU of the servers.
+    servers: f64,
+}
+
+impl Turn {
+    /// Seconds of CPU of all together.
+    fn cpu(&self) -> f64 {
+        self.used.cpu_seconds + self.servers
+    }
+}
+
+/// An import by the program that is delivered.
+pub(super) fn ours(file: &Path, to: &str, scratch: &Path) -> Result<Used> {
+    let mut command = Command::new(target().join("release").join("keyfleet"));
+    command.args(["import", "--replace", "--to", to]).arg(file).env("XDG_STATE_HOME", scratch);
+    watched(&mut command)
+}
+
+/// Runs it to its end, and looks at what it uses meanwhile.
+pub(super) fn watched(command: &mut Command) -> Result<Used> {
     let started = Instant::now();
-    let child = Command::new(program)
-        .args(["import", "--replace", "--to", to])
-        .arg(file)
-        .env("XDG_STATE_HOME", scratch)
-        .stdout(Stdio::null())
-        .spawn()?;
-    watched(child, started)
-}
-
-/// Waits for its end, and looks at what it uses meanwhile.
-fn watched(mut child: Child, started: Instant) -> Result<Used> {
-    let process = PathBuf::from(format!("/proc/{}", child.id()));
-    let mut used = Used { seconds: 0.0, cpu_seconds: 0.0, peak_bytes: 0 };
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let before = cpu_used().1;
+    let process = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak_bytes = 0;
     loop {
         if let Some(status) = child.try_wait()? {
-            used.seconds = started.elapsed().as_secs_f64();
-            ensure!(status.success(), "keyfleet: {status}");
-            return Ok(used);
+            let seconds = started.elapsed().as_secs_f64();
+            ensure!(status.success(), "{command:?}: {status}");
+            return Ok(Used { seconds, cpu_seconds: cpu_used().1 - before, peak_bytes });
         }
-        let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+        let status = fs::read_to_string(&process).unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        used.peak_bytes = used.peak_bytes.max(peak.unwrap_or_default() << 10);
-        let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-        let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-        let ticks: f64 = ticks.filter_map(|text| text.parse::<f64>().ok()).sum();
-        // Linux counts a hundred a second for programs.
-        used.cpu_seconds = used.cpu_seconds.max(ticks / 100.0);
+        peak_bytes = peak_bytes.max(peak.unwrap_or_default() << 10);
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Seconds of CPU that this process has used; those of programs that it ran to their end.
+fn cpu_used() -> (f64, f64) {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(4);
+    // Linux counts a hundred a second for programs.
+    let ticks: Vec<f64> = ticks.filter_map(|text| text.parse().ok()).collect();
+    let seconds = |part: Option<&[f64]>| part.unwrap_or_default().iter().sum::<f64>() / 100.0;
+    (seconds(ticks.get(..2)), seconds(ticks.get(2..)))
 }
 
 /// For each primary, RESTORE of all its keys, and how many they are.
@@ -303,7 +340,7 @@ async fn held(cluster: &RawCluster) -> Result<usize> {
 }
 
 /// rdb-tools in a Python environment of its own; the program.
-fn rdb_tools() -> Result<PathBuf> {
+pub(super) fn rdb_tools() -> Result<PathBuf> {
     let environment = target().join("bench-peers").join(RDB_TOOLS);
     let program = environment.join("bin").join("rdb");
     if !program.is_file() {

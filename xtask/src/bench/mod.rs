@@ -1,6 +1,7 @@
 //! Benchmarks with goals. Each prints a table, then as its last line one line of JSON:
 //! `{"bench": …, "figures": {…}, "goals": [{"goal": …, "wanted": …, "reached": …, "holds": …}], "holds": …}`.
 
+mod analyze;
 mod failover;
 mod import;
 mod plan;
@@ -33,6 +34,8 @@ pub enum Bench {
     Failover(failover::Options),
     /// Load a file into a cluster, beside rdb-tools, the engine's own tool, and the target's limit.
     Import(import::Options),
+    /// Look into a file, beside rdb-tools; memory where a file is large.
+    Analyze(analyze::Options),
 }
 
 /// What a benchmark found.
@@ -90,6 +93,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Plan(options) => plan::run(options)?,
         Bench::Proxy(options) => proxy::run(options)?,
         Bench::Import(options) => runtime.block_on(import::run(options))?,
+        Bench::Analyze(options) => runtime.block_on(analyze::run(options))?,
         Bench::Failover(options) => runtime.block_on(failover::run(options))?,
     };
     outcome.holds = outcome.goals.iter().all(|goal| goal.holds);
