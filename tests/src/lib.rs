@@ -10,5 +10,6 @@ pub mod ledger;
 pub mod pipelines;
 pub mod ports;
 pub mod proxy;
+pub mod relay;
 pub mod server;
 pub mod twemproxy;

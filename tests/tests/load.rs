@@ -14,6 +14,7 @@ use protocol::{SlotSet, engine::AtomicSlots, key_slot, resp::encode_command};
 use tests::{
     cluster::{RawCluster, Shape, call},
     engines::engine,
+    relay::Relay,
     server::Server,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -165,4 +166,32 @@ async fn refusals_are_told_with_their_keys() {
     assert_eq!(told, [(&b"a"[..], "WRONGTYPE"), (b"b", "ERR")]);
     assert_eq!(loader.progress().done.load(Ordering::Relaxed), 2);
     loader.finish().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_server_is_waited_for_then_given_up() {
+    static FED: AtomicUsize = AtomicUsize::new(0);
+    let server = Server::start(&engine("redis", "7.0").server, &[]).await.unwrap();
+    let relay = Relay::start(server.address).await.unwrap();
+    let options = Options { patience: Duration::from_secs(6), ..Options::default() };
+    let target = || Target::Server(relay.address);
+    let loader = Loader::open(target(), options.clone()).await.unwrap();
+    let feeding = feed(&loader, KEYS, &FED);
+    wait_for(&FED, KEYS / 20).await;
+    relay.hold();
+    while loader.progress().waiting_for().is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    relay.release();
+    feeding.await.unwrap().unwrap();
+    loader.finish().await.unwrap();
+    let mut link = server.link().await.unwrap();
+    let size = call(&mut link, &["DBSIZE"]).await.unwrap();
+    assert_eq!(size.as_integer(), i64::try_from(KEYS).ok());
+
+    let loader = Loader::open(target(), options).await.unwrap();
+    relay.hold();
+    let feeding = feed(&loader, KEYS, &FED);
+    let error = feeding.await.unwrap().unwrap_err();
+    assert!(matches!(error, LoadError::Away { .. }), "{error}");
 }

@@ -413,7 +413,8 @@ impl Feeder {
         let Some(place) = self.open.get_mut(lane) else { return Ok(()) };
         let batch = place.get_or_insert_with(|| Batch::new(Mark::new(&self.shared, offset)));
         write(&mut batch.bytes);
-        batch.commands.push(Sent { end: batch.bytes.len(), slot, offset, asking: false });
+        let end = batch.bytes.len();
+        batch.commands.push(Sent { end, slot, offset, asking: false, since: None });
         if batch.bytes.len() >= BATCH_BYTES || batch.commands.len() >= BATCH_COMMANDS {
             self.send(lane)?;
         }

@@ -10,6 +10,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::mpsc,
+    time::{Duration, Instant, sleep_until},
 };
 
 use super::{
@@ -22,6 +23,11 @@ use crate::{
 };
 
 const READ_BYTES: usize = 64 << 10;
+
+/// A connection on which no answer comes for so long is given up: the server may hang, or nothing
+/// may get through to it, and another may have its slots by now. Sooner where the load is impatient,
+/// which tries twice at least.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// What nearly all answers are.
 const OK: &[u8] = b"+OK\r\n";
@@ -45,6 +51,8 @@ pub(super) struct Sent {
     pub offset: u64,
     /// An ASKING stands before it, which is answered too.
     pub asking: bool,
+    /// Since when it could not be done.
+    pub since: Option<Instant>,
 }
 
 impl Batch {
@@ -79,10 +87,11 @@ pub(super) async fn run(
             untold: (0, 0),
         };
         lane.add(first);
-        if let Ok(link) = open(&shared, address).await {
-            lane.serve(link.into_stream(), &mut batches).await;
-        }
-        lane.scatter();
+        let silent_since = match open(&shared, address).await {
+            Ok(link) => lane.serve(link.into_stream(), &mut batches).await,
+            Err(_) => None,
+        };
+        lane.scatter(silent_since);
     }
 }
 
@@ -118,21 +127,32 @@ impl Lane<'_> {
             && self.bytes < self.shared.flight_bytes()
     }
 
-    /// Until the connection ends or nothing more is to be sent.
-    async fn serve(&mut self, mut stream: TcpStream, batches: &mut mpsc::Receiver<Batch>) {
+    /// Until the connection ends or nothing more is to be sent. Since when it was silent, where it
+    /// ended for that.
+    async fn serve(
+        &mut self,
+        mut stream: TcpStream,
+        batches: &mut mpsc::Receiver<Batch>,
+    ) -> Option<Instant> {
         let (mut reader, mut writer) = stream.split();
         let mut input = vec![0; READ_BYTES];
         // Bytes of an answer that isn't whole yet.
         let mut held: Vec<u8> = Vec::new();
         // The flight that is being sent, counted from the front, and how much of it is.
         let (mut sending, mut sent) = (0, 0);
+        let silence = (self.shared.options.patience / 2).min(SILENCE);
+        // When the last answer came, or nothing was left to answer.
+        let mut heard = Instant::now();
         loop {
+            if self.flights.is_empty() {
+                heard = Instant::now();
+            }
             let unsent =
                 self.flights.get(sending).and_then(|flight| flight.batch.bytes.get(sent..));
             let more = unsent.is_none() && self.has_room();
             let read = tokio::select! {
                 written = writer.write(unsent.unwrap_or_default()), if unsent.is_some() => {
-                    let Ok(written) = written else { return };
+                    let Ok(written) = written else { return None };
                     sent += written;
                     if self.flights.get(sending).is_some_and(|flight| sent >= flight.batch.bytes.len()) {
                         (sending, sent) = (sending + 1, 0);
@@ -143,26 +163,29 @@ impl Lane<'_> {
                 batch = batches.recv(), if more => {
                     match batch {
                         Some(batch) => self.add(batch),
-                        None if self.flights.is_empty() => return,
+                        None if self.flights.is_empty() => return None,
                         None => {}
                     }
                     continue;
                 }
+                () = sleep_until(heard + silence), if !self.flights.is_empty() => {
+                    return Some(heard);
+                }
             };
-            let Ok(read @ 1..) = read else { return };
+            heard = Instant::now();
+            let Ok(read @ 1..) = read else { return None };
             let before = self.flights.len();
             let fresh = input.get(..read).unwrap_or_default();
             if held.is_empty() {
-                let Some(used) = self.answers(fresh) else { return };
+                let used = self.answers(fresh)?;
                 held.extend_from_slice(fresh.get(used..).unwrap_or_default());
             } else {
                 held.extend_from_slice(fresh);
-                let Some(used) = self.answers(&held) else { return };
+                let used = self.answers(&held)?;
                 held.drain(..used);
             }
             let gone = before - self.flights.len();
-            let Some(left) = sending.checked_sub(gone) else { return };
-            sending = left;
+            sending = sending.checked_sub(gone)?;
         }
     }
 
@@ -227,7 +250,7 @@ impl Lane<'_> {
     }
 
     /// The connection is lost: what wasn't answered is to be sent again.
-    fn scatter(&mut self) {
+    fn scatter(&mut self, silent_since: Option<Instant>) {
         for flight in self.flights.drain(..) {
             let mut start = 0;
             for (at, sent) in flight.batch.commands.iter().enumerate() {
@@ -235,7 +258,8 @@ impl Lane<'_> {
                 start = sent.end;
                 if at >= flight.answered {
                     self.shared.progress.lost.fetch_add(1, Ordering::Relaxed);
-                    stray(self.shared, self.address, *sent, command, Again::Lost);
+                    let sent = Sent { since: sent.since.or(silent_since), ..*sent };
+                    stray(self.shared, self.address, sent, command, Again::Lost);
                 }
             }
             // Only now: the strays have their own marks.
@@ -290,6 +314,7 @@ fn stray(shared: &Arc<Shared>, from: SocketAddr, sent: Sent, command: &[u8], aga
         offset: sent.offset,
         from,
         again,
+        since: sent.since,
         mark: Mark::new(shared, sent.offset),
     };
     shared.progress.repeat(sent.slot);

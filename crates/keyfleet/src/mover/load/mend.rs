@@ -27,9 +27,6 @@ pub(super) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// After so long without a complaint, the next one is about something else.
-const CALM: Duration = Duration::from_secs(5);
-
 /// A command that is to be sent again.
 #[derive(Debug)]
 pub(super) struct Stray {
@@ -40,6 +37,8 @@ pub(super) struct Stray {
     /// Who didn't do it.
     pub from: SocketAddr,
     pub again: Again,
+    /// Since when it could not be done.
+    pub since: Option<Instant>,
     pub mark: Mark,
 }
 
@@ -55,31 +54,35 @@ pub(super) enum Again {
 
 /// Mends until the load ends.
 pub(super) async fn run(shared: Arc<Shared>, mut strays: mpsc::UnboundedReceiver<Stray>) {
-    // Since when something is held up, and when that was last seen.
-    let mut stuck: Option<(Instant, Instant)> = None;
     let mut pause = PAUSE_MIN;
     while let Some(first) = strays.recv().await {
         let mut found = vec![first];
         while let Ok(stray) = strays.try_recv() {
             found.push(stray);
         }
-        let held_up = found.iter().find_map(|stray| match &stray.again {
-            Again::Later(error) => Some((stray.from, Some(error))),
-            Again::Lost => Some((stray.from, None)),
-            Again::Moved(_) | Again::Ask(_) => None,
-        });
-        if let Some((from, error)) = held_up {
-            let now = Instant::now();
-            let since = match stuck {
-                Some((since, seen)) if now - seen < CALM => since,
-                _ => now,
+        let now = Instant::now();
+        let mut held_up: Option<(Instant, &Stray)> = None;
+        for stray in &mut found {
+            if matches!(stray.again, Again::Later(_) | Again::Lost) {
+                let since = *stray.since.get_or_insert(now);
+                if held_up.is_none_or(|(earliest, _)| since < earliest) {
+                    held_up = Some((since, stray));
+                }
+            }
+        }
+        if let Some((since, stray)) = held_up {
+            let from = stray.from;
+            let error = match &stray.again {
+                Again::Later(error) => Some(error),
+                _ => None,
             };
-            stuck = Some((since, now));
-            let words =
-                error.map_or_else(|| "the connection broke".to_owned(), ToString::to_string);
+            let words = error.map_or_else(
+                || "the connection broke, or is silent".to_owned(),
+                ToString::to_string,
+            );
             *locked(&shared.progress.waiting_for) = Some(format!("{from}: {words}"));
-            if since.elapsed() > shared.options.patience {
-                let seconds = since.elapsed().as_secs();
+            if now - since > shared.options.patience {
+                let seconds = (now - since).as_secs();
                 shared.stop(match error {
                     Some(error) => {
                         LoadError::Refused { address: from, seconds, source: error.clone() }
@@ -93,7 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut strays: mpsc::UnboundedReceiver
             // A cluster that can't be asked now may be in a moment.
             let _ = shared.table.refresh().await;
         } else {
-            (stuck, pause) = (None, PAUSE_MIN);
+            pause = PAUSE_MIN;
             *locked(&shared.progress.waiting_for) = None;
         }
         for stray in &found {
@@ -131,7 +134,8 @@ async fn send(shared: &Arc<Shared>, strays: Vec<Stray>) -> Result<(), LoadError>
         }
         batch.bytes.extend_from_slice(&stray.command);
         let end = batch.bytes.len();
-        batch.commands.push(Sent { end, slot: stray.slot, offset: stray.offset, asking });
+        let Stray { slot, offset, since, .. } = stray;
+        batch.commands.push(Sent { end, slot, offset, asking, since });
         shared.stray_bytes.fetch_sub(stray.command.len(), Ordering::Relaxed);
         stray.mark.release();
     }
