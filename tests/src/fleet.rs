@@ -147,6 +147,11 @@ impl TestFleet {
 
     /// Starts the program in the fleet's directory.
     pub fn spawn(&self, args: &[&str]) -> Running {
+        self.spawn_reading(args, Stdio::null())
+    }
+
+    /// Starts the program in the fleet's directory, with this as its stdin.
+    pub fn spawn_reading(&self, args: &[&str], stdin: impl Into<Stdio>) -> Running {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let output = self.directory.join(format!("command-{number}"));
         let file = |end: &str| {
@@ -157,7 +162,7 @@ impl TestFleet {
             .current_dir(&self.directory)
             .env("NO_COLOR", "1")
             .env("XDG_STATE_HOME", self.directory.join("state"))
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(file("out"))
             .stderr(file("err"))
             .kill_on_drop(true)

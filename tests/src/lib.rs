@@ -7,6 +7,7 @@ pub mod differential;
 pub mod engines;
 pub mod fleet;
 pub mod ledger;
+pub mod matrix;
 pub mod pipelines;
 pub mod ports;
 pub mod proxy;

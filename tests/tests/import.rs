@@ -1,34 +1,23 @@
 //! `keyfleet import` into real clusters and servers, undisturbed and disturbed.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use fleet::model::Pace;
-use keyfleet::{
-    admin_client::Connection,
-    mover::slots::{SlotMove, move_slots},
-};
-use protocol::rdb::{Fault, Item};
+use keyfleet::mover::slots::{SlotMove, move_slots};
 use protocol::{
-    Engine, SlotSet, Value as Reply,
+    SlotSet, Value as Reply,
     engine::AtomicSlots,
     key_slot,
-    rdb::{
-        Carried, Encoding, Event, Format, Key, Limits, Lost, Reader, Value, Writer, dump, encode,
-        transcode,
-    },
+    rdb::{Encoding, Fault, Format, Item, Key, Value, Writer, encode},
 };
 use serde_json::Value as Json;
 use tests::{
-    cluster::{RawCluster, Shape, call},
-    engines::{ENGINES, engine},
-    fleet::{Ended, TestFleet},
-    server::{Server, TIME_MAX},
+    cluster::{RawCluster, Shape, call, text},
+    engines::engine,
+    fleet::TestFleet,
+    matrix::{Entry, ask, carry_all, dumps, entries, import, page, same_end},
+    relay::Relay,
+    server::Server,
 };
 
 const KEYS: usize = 300_000;
@@ -44,131 +33,12 @@ async fn cluster(kind: &str, version: &str, replicas: usize, config: &[&str]) ->
     RawCluster::start(&shape).await.unwrap()
 }
 
-/// Runs an import; its report where it printed one.
-async fn import(fleet: &TestFleet, file: &Path, to: &str, more: &[&str]) -> (Ended, Json) {
-    let file = file.to_str().unwrap();
-    let mut args = vec!["import", file, "--to", to, "--output", "json"];
-    args.extend(more);
-    let ended = fleet.run(&args).await;
-    let report = serde_json::from_str(&ended.stdout).unwrap_or(Json::Null);
-    (ended, report)
-}
-
-fn dumps() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/protocol/tests/dumps")
-}
-
-type Entry = (Key<'static>, Vec<u8>);
-
-/// The keys that a file holds.
-fn entries(path: &Path) -> Vec<Entry> {
-    let mut reader = Reader::new(Limits::default());
-    reader.feed(&fs::read(path).unwrap());
-    let mut keys = Vec::new();
-    while let Some(record) = reader.next().unwrap() {
-        if let Event::Entry(entry) = record.event {
-            let name = Cow::Owned(entry.key.name.into_owned());
-            keys.push((Key { name, ..entry.key }, entry.raw.to_vec()));
-        }
-    }
-    keys
-}
-
-/// Does the file hold a library of functions?
-fn has_functions(path: &Path) -> bool {
-    let mut reader = Reader::new(Limits::default());
-    reader.feed(&fs::read(path).unwrap());
-    while let Some(record) = reader.next().unwrap() {
-        if matches!(record.event, Event::Function(_)) {
-            return true;
-        }
-    }
-    false
-}
-
-/// What a server says of a key: its value, and when it ends.
-async fn ask(link: &mut Connection, name: &[u8]) -> Option<(Value, i64)> {
-    let payload = link.call_within(TIME_MAX, [b"DUMP".as_slice(), name]).await.unwrap();
-    let payload = dump::parse(payload.as_bytes()?).unwrap();
-    let left = link.call_within(TIME_MAX, [b"PTTL".as_slice(), name]).await.unwrap();
-    let value = Value::decode(payload.encoding, payload.raw).unwrap();
-    Some((value, left.as_integer().unwrap()))
-}
-
-fn now_ms() -> u64 {
-    keyfleet::observe::now_ms()
-}
-
-/// The cluster holds exactly these keys.
-async fn expect(cluster: &RawCluster, target: Engine, keys: &[Entry], from: &str) {
-    let owners = cluster.owners().await.unwrap();
-    let mut links = Vec::new();
-    let mut held = 0;
-    for index in 0..3 {
-        let mut link = cluster.link(index).await.unwrap();
-        held += call(&mut link, &["DBSIZE"]).await.unwrap().as_integer().unwrap();
-        links.push(link);
-    }
-    assert_eq!(held, i64::try_from(keys.len()).unwrap(), "{from} to {target}");
-    for (key, raw) in keys {
-        let mut expected = Value::decode(key.encoding, raw).unwrap();
-        if let Carried::Payload { lost, .. } = transcode(key.encoding, raw, &target).unwrap()
-            && lost.field_ttls
-            && let Value::Hash(hash) = &mut expected
-        {
-            for field in hash.values_mut() {
-                field.expire_at_ms = None;
-            }
-        }
-        let owner = owners[usize::from(key_slot(&key.name).number())];
-        let found = ask(&mut links[owner], &key.name).await;
-        let (value, left) = found.unwrap_or_else(|| panic!("{from} to {target}: no {key:?}"));
-        assert!(
-            value.same(&expected),
-            "{from} to {target}: {key:?}\nfound {value:?}\nexpected {expected:?}"
-        );
-        let end = u64::try_from(left).map_or(0, |left| now_ms() + left);
-        let apart = end.abs_diff(key.expire_at_ms.unwrap_or(0));
-        assert!(apart < 5_000, "{from} to {target}: {key:?} ends {end}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_dump_into_every_cluster() {
-    let fleet = TestFleet::empty();
-    for (kind, version) in ENGINES {
-        let target = engine(kind, version).engine;
-        let cluster = cluster(kind, version, 0, &[]).await;
-        let to = cluster.addresses()[0].to_string();
-        for file in fs::read_dir(dumps()).unwrap() {
-            let path = file.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "rdb") {
-                continue;
-            }
-            let from = path.file_name().unwrap().to_str().unwrap();
-            let all = entries(&path);
-            let functions = has_functions(&path);
-            let fitting: Vec<Entry> = all.iter().filter(|(key, _)| key.db == 0).cloned().collect();
-            let (ended, report) = import(&fleet, &path, &to, &["--verify"]).await;
-            expect(&cluster, target, &fitting, from).await;
-            // Those of other databases, and what the target has no place for, are named.
-            let lossy = |(key, raw): &&Entry| {
-                let carried = transcode(key.encoding, raw, &target).unwrap();
-                matches!(carried, Carried::Payload { lost, .. } if lost != Lost::default())
-            };
-            let named = all.len() - fitting.len()
-                + fitting.iter().filter(lossy).count()
-                + usize::from(functions && version == "6.2");
-            assert_eq!(report["read"]["troubles"]["total"], named, "{from} {target} {ended:?}");
-            assert_eq!(ended.code, Some(i32::from(named > 0)), "{ended:?}");
-            assert_eq!(report["loaded"], fitting.len(), "{ended:?}");
-            assert_eq!(report["verified"]["same"], fitting.len(), "{ended:?}");
-            for index in 0..3 {
-                let mut link = cluster.link(index).await.unwrap();
-                call(&mut link, &["FLUSHALL"]).await.unwrap();
-            }
-        }
-    }
+    let pairs = carry_all().await.unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/data-matrix.md");
+    let current = fs::read_to_string(path).unwrap_or_default();
+    assert!(current == page(&pairs), "run `cargo xtask matrix`");
 }
 
 fn raw<'a>(to: Encoding, items: impl Iterator<Item = Item<'a>>) -> Vec<u8> {
@@ -247,10 +117,9 @@ async fn expect_large(cluster: &RawCluster, large: &[Entry]) {
     for (key, raw) in large {
         let owner = owners[usize::from(key_slot(&key.name).number())];
         let mut link = cluster.link(owner).await.unwrap();
-        let (value, left) = ask(&mut link, &key.name).await.expect("the key is there");
+        let (value, left) = ask(&mut link, &key.name).await.unwrap().expect("the key is there");
         assert!(value == Value::decode(key.encoding, raw).unwrap(), "{key:?}");
-        let end = u64::try_from(left).map_or(0, |left| now_ms() + left);
-        assert!(end.abs_diff(key.expire_at_ms.unwrap_or(0)) < 5_000, "{key:?} ends {end}");
+        assert!(same_end(key, left), "{key:?} ends in {left} ms");
     }
 }
 
@@ -268,7 +137,7 @@ async fn killed_again_and_again_it_goes_on() {
     call(&mut link, &["SET", "key:0", "other"]).await.unwrap();
     for part in 1..4 {
         let running = fleet.spawn(&args);
-        wait_until_held(&cluster, KEYS * part / 5).await;
+        wait_until_held(&cluster, KEYS * part / 8).await;
         let ended = running.kill9().await;
         assert_eq!(ended.code, None, "it was over before it was killed: {ended:?}");
     }
@@ -398,7 +267,7 @@ async fn databases_of_a_single_server() {
     let (ended, report) = import(&fleet, &path, &to, &["--verify", "--db-map", "3:5"]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let mut counts = BTreeMap::new();
-    for (key, _) in entries(&path) {
+    for (key, _) in entries(&path).unwrap() {
         *counts.entry(key.db).or_insert(0) += 1;
     }
     assert_eq!(report["verified"]["same"], counts.values().sum::<i64>());
@@ -428,4 +297,131 @@ async fn append_only_files() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("byte 27") && ended.stderr.contains("FLUSHALL"), "{ended:?}");
     assert!(held(&cluster, 0..3).await >= before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_stdin_to_a_host_by_its_name() {
+    let cluster = cluster("redis", "7.0", 0, &[]).await;
+    let fleet = TestFleet::empty();
+    let to = format!("localhost:{}", cluster.addresses()[0].port());
+    let path = dumps().join("redis-7.0.15.rdb");
+    let args = ["import", "-", "--to", &to, "--output", "json", "--max-p99", "100ms"];
+    let running = fleet.spawn_reading(&args, fs::File::open(&path).unwrap());
+    let ended = running.wait().await.expect_code(1);
+    let report: Json = serde_json::from_str(&ended.stdout).unwrap();
+    let (fitting, others): (Vec<Entry>, Vec<Entry>) =
+        entries(&path).unwrap().into_iter().partition(|(key, _)| key.db == 0);
+    assert_eq!(report["loaded"], fitting.len(), "{report}");
+    // A cluster has no place for keys of other databases.
+    let troubles = &report["read"]["troubles"];
+    assert_eq!(troubles["total"], others.len(), "{report}");
+    assert_eq!(troubles["first"][0]["key"], "string:other");
+    assert_eq!(held(&cluster, 0..3).await, fitting.len());
+
+    // What has to be read twice is refused, or says that it isn't.
+    for (option, told) in [("--verify", true), ("--fail", true), ("--replace", false)] {
+        let args = ["import", "-", "--to", &to, option];
+        let running = fleet.spawn_reading(&args, fs::File::open(&path).unwrap());
+        let ended = running.wait().await.expect_code(1);
+        assert_eq!(ended.stderr.contains("stdin can't be read again"), told, "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_files_at_once() {
+    let cluster = cluster("valkey", "8.1", 0, &[]).await;
+    let fleet = TestFleet::empty();
+    let to = cluster.addresses()[0].to_string();
+    let (many, other) = (many(&fleet, 1_000, &large()), dumps().join("redis-6.2.5.rdb"));
+    let (many, other) = (many.to_str().unwrap(), other.to_str().unwrap());
+    let args = ["import", many, other, "--to", &to, "--db-map", "3:0", "--verify"];
+    let ended = fleet.run(&[args.as_slice(), &["--output", "json"]].concat()).await;
+    let report: Json = serde_json::from_str(&ended.stdout).unwrap();
+    let keys = 1_000 + large().len() + entries(other.as_ref()).unwrap().len();
+    assert_eq!((ended.code, &report["loaded"]), (Some(0), &Json::from(keys)), "{ended:?}");
+    assert_eq!(report["verified"]["same"], keys);
+    assert_eq!(held(&cluster, 0..3).await, keys);
+    let types = report["read"]["types"].as_object().unwrap();
+    for (name, count) in types {
+        assert_eq!(report["verified"]["types"][name], count["keys"], "{name}");
+    }
+    let slots = report["read"]["slots"].as_array().unwrap();
+    assert_eq!(slots.iter().filter_map(Json::as_u64).sum::<u64>(), keys as u64);
+
+    // What somebody changed since is named, with its slot.
+    let slot = key_slot(b"key:7");
+    let owner = cluster.owners().await.unwrap()[usize::from(slot.number())];
+    let mut link = cluster.link(owner).await.unwrap();
+    call(&mut link, &["SET", "key:7", "other"]).await.unwrap();
+    let (ended, report) =
+        import(&fleet, many.as_ref(), &to, &["--skip-existing", "--verify"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(report["verified"]["different"], 1);
+    assert_eq!(report["verified"]["slots_different"], Json::from(vec![slot.number()]));
+    assert_eq!(report["read"]["troubles"]["first"][0]["key"], "key:7");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for_then_given_up_and_later_filled() {
+    let program = engine("redis", "7.0").server;
+    let server = Server::start(&program, &["--save", "3600 1"]).await.unwrap();
+    let mut link = server.link().await.unwrap();
+    let directory = call(&mut link, &["CONFIG", "GET", "dir"]).await.unwrap();
+    let directory = directory.as_array().unwrap()[1].as_str().unwrap().to_owned();
+    // What it saves has no place to go.
+    let file = PathBuf::from(directory).join("dump.rdb");
+    fs::create_dir(&file).unwrap();
+    save(&server, "err").await;
+    let fleet = TestFleet::empty();
+    let many = many(&fleet, 1_000, &[]);
+    let to = server.address.to_string();
+    let (ended, _) = import(&fleet, &many, &to, &["--patience", "1s"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("MISCONF"), "{ended:?}");
+    assert!(ended.stderr.contains("make room on the target's disk"), "{ended:?}");
+    fs::remove_dir(&file).unwrap();
+    save(&server, "ok").await;
+    let (ended, report) = import(&fleet, &many, &to, &[]).await;
+    assert_eq!((ended.code, &report["loaded"]), (Some(0), &Json::from(1_000)), "{ended:?}");
+}
+
+/// Lets the server save, and waits until that ended so.
+async fn save(server: &Server, how: &str) {
+    let mut link = server.link().await.unwrap();
+    call(&mut link, &["BGSAVE"]).await.unwrap();
+    let done = format!("rdb_last_bgsave_status:{how}\r\n");
+    while !text(&mut link, &["INFO", "persistence"]).await.unwrap().contains(&done) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_cuts_of_the_network() {
+    let server = Server::start(&engine("valkey", "9.1").server, &[]).await.unwrap();
+    let relay = Relay::start(server.address).await.unwrap();
+    let fleet = TestFleet::empty();
+    let large = large();
+    let file = many(&fleet, KEYS, &large);
+    let to = relay.address.to_string();
+    let args = ["import", file.to_str().unwrap(), "--to", &to, "--output", "json", "--replace"];
+    let running = fleet.spawn(&args);
+    let mut link = server.link().await.unwrap();
+    for part in 1..5 {
+        while call(&mut link, &["DBSIZE"]).await.unwrap().as_integer().unwrap()
+            < i64::try_from(KEYS * part / 6).unwrap()
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        relay.cut();
+    }
+    let ended = running.wait().await.expect_code(0);
+    let report: Json = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["loaded"], KEYS + large.len(), "{report}");
+    let size = call(&mut link, &["DBSIZE"]).await.unwrap().as_integer().unwrap();
+    assert_eq!(size, i64::try_from(KEYS + large.len()).unwrap());
+    for (key, raw) in &large {
+        let (value, left) = ask(&mut link, &key.name).await.unwrap().expect("the key is there");
+        assert!(value == Value::decode(key.encoding, raw).unwrap(), "{key:?}");
+        assert!(same_end(key, left), "{key:?} ends in {left} ms");
+    }
 }

@@ -1,5 +1,5 @@
 //! What developers and the pipeline run: `cargo xtask test`, `bench`, `engines`, `directives`,
-//! `commands`.
+//! `commands`, `matrix`.
 
 mod bench;
 mod clients;
@@ -10,6 +10,7 @@ mod directives;
 mod dumps;
 mod engines;
 mod keydb;
+mod matrix;
 mod packages;
 mod picture;
 mod server;
@@ -56,6 +57,8 @@ enum Task {
     Clients,
     /// Let every engine save values of every type: the files that the tests of `protocol::rdb` read.
     Dumps,
+    /// Load what every engine saved into every engine, and write the page of what gets where.
+    Matrix,
     /// Run keyfleet and draw what the terminal shows into docs/status.svg.
     Picture,
     /// Ask every engine for its configuration directives and write the table that `protocol` has
@@ -90,6 +93,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Differential { commands, seed, .. } => differential::run(commands, seed)?,
         Task::Clients => clients::install()?,
         Task::Dumps => dumps::run()?,
+        Task::Matrix => matrix::run()?,
         Task::Picture => picture::draw()?,
         Task::Directives { check } => directives::run(check)?,
         Task::Commands { check, page: true } => commands::write_page(check)?,

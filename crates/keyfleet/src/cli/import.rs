@@ -44,8 +44,12 @@ struct Goal {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_stop()?;
     let inputs = source::find(&args.files).map_err(|error| outcome::input(&error))?;
-    let Goal { target, login, notes } = target(context, &args.to).await?;
     let stdin = inputs.iter().any(|input| input.path.is_none());
+    if stdin && args.verify {
+        let error = Failure::user("--verify reads a second time, and stdin can't be read again");
+        return Err(error.hint("load it from a file"));
+    }
+    let Goal { target, login, notes } = target(context, &args.to).await?;
     let state = match notes.filter(|_| !args.dry_run && !stdin) {
         Some(directory) => {
             let files: Vec<&str> = inputs.iter().map(|input| input.identity.as_str()).collect();

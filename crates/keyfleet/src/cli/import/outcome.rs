@@ -135,19 +135,26 @@ pub fn show(printer: Printer, output: Output, report: &Report) -> Result<Exit, F
 fn text(report: &Report) -> String {
     let read = &report.read;
     let mut out = String::new();
-    let rows: Vec<[String; 3]> = read
+    let rows: Vec<[String; 4]> = read
         .types
         .iter()
-        .map(|(name, found)| [name.clone(), count(found.keys), size(found.bytes)])
+        .map(|(name, found)| {
+            let ways = [(found.repacked, "repacked"), (found.by_commands, "by commands")];
+            let ways = ways.into_iter().filter(|(keys, _)| *keys > 0);
+            let ways: Vec<String> =
+                ways.map(|(keys, way)| format!("{} {way}", count(keys))).collect();
+            [name.clone(), count(found.keys), size(found.bytes), ways.join(", ")]
+        })
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    for [name, keys, bytes] in &rows {
-        out.push_str(&format!(
-            "{}  {}  {}\n",
+    for [name, keys, bytes, ways] in &rows {
+        let line = format!(
+            "{}  {}  {}  {ways}",
             pad(name, width(0)),
             pad_left(keys, width(1)),
             pad_left(bytes, width(2))
-        ));
+        );
+        out.push_str(&format!("{}\n", line.trim_end()));
     }
     let mut parts = Vec::new();
     let mut part = |number: u64, what: &str| {
@@ -168,7 +175,7 @@ fn text(report: &Report) -> String {
     };
     let rest = if parts.is_empty() { String::new() } else { format!("; {}", parts.join(", ")) };
     out.push_str(&format!("{head}{rest}\n"));
-    if let Some(verified) = report.verified {
+    if let Some(verified) = &report.verified {
         let same = plural(verified.same, "key");
         out.push_str(&format!("verified: {same} same, {} different\n", count(verified.different)));
     }

@@ -17,7 +17,7 @@ use super::{
     big::{Build, Built},
     filter::{Asked, Bound},
     locked, open,
-    report::{Tally, Troubles},
+    report::{Tally, Troubles, Way},
     source::{Next, Position, Visitor},
     state::Saved,
 };
@@ -205,7 +205,8 @@ impl<'a> Carrier<'a> {
                 self.name_lost(key, lost);
                 let payload = Payload { encoding, raw: &value, format };
                 self.restore(at, key, &payload)?;
-                self.sent(key, raw.len());
+                let way = if encoding == key.encoding { Way::Raw } else { Way::Repacked };
+                self.sent(key, raw.len(), way);
             }
             Ok(Carried::Commands) => {
                 let big = Big { key: key.clone(), text_bytes: None };
@@ -222,12 +223,11 @@ impl<'a> Carrier<'a> {
         Ok(Next::Go)
     }
 
-    fn sent(&mut self, key: &Key<'_>, bytes: usize) {
-        let data_type = key.encoding.data_type();
-        self.tally.count(data_type, bytes as u64);
+    fn sent(&mut self, key: &Key<'_>, bytes: usize, way: Way) {
+        self.tally.count(key, bytes as u64, way);
         self.last.0.clear();
         self.last.0.extend_from_slice(&key.name);
-        self.last.1 = data_type;
+        self.last.1 = key.encoding.data_type();
     }
 
     fn name_lost(&mut self, key: &Key<'_>, lost: Lost) {
@@ -263,7 +263,7 @@ impl<'a> Carrier<'a> {
     /// Begins a value that is sent in pieces; false: it isn't sent.
     fn begin(&mut self, at: Position, big: &Big<'_>) -> Result<bool, ImportError> {
         let key = &big.key;
-        if matches!(key.encoding.data_type(), DataType::Array | DataType::Module | DataType::Cron) {
+        if gathered(key) {
             // No command makes them: the whole value is gathered for one RESTORE.
             if payload_format(&self.engine, key.encoding).is_none() {
                 self.tally.troubles.add(&key.name, "the target takes no values of this type");
@@ -278,7 +278,7 @@ impl<'a> Carrier<'a> {
             if answer.as_integer() == Some(1) {
                 self.outcome.busy += 1;
                 self.outcome.busy_keys.add(&key.name);
-                self.tally.count(key.encoding.data_type(), big.text_bytes.unwrap_or_default());
+                self.tally.count(key, big.text_bytes.unwrap_or_default(), way(key));
                 return Ok(false);
             }
         }
@@ -305,12 +305,12 @@ impl<'a> Carrier<'a> {
         match built {
             Built::Done => {
                 self.name_lost(&key, Lost { field_ttls, ..Lost::default() });
-                self.sent(&key, bytes);
+                self.sent(&key, bytes, way(&key));
             }
             Built::Existed => {
                 self.outcome.busy += 1;
                 self.outcome.busy_keys.add(&key.name);
-                self.sent(&key, bytes);
+                self.sent(&key, bytes, way(&key));
             }
             Built::Refused(why) => self.tally.troubles.add(&key.name, why),
             Built::Disturbed => {
@@ -415,6 +415,16 @@ impl<'a> Carrier<'a> {
     }
 }
 
+/// Is a value that comes in pieces one that no commands make?
+fn gathered(key: &Key<'_>) -> bool {
+    matches!(key.encoding.data_type(), DataType::Array | DataType::Module | DataType::Cron)
+}
+
+/// How a value that comes in pieces is carried.
+fn way(key: &Key<'_>) -> Way {
+    if gathered(key) { Way::Raw } else { Way::Commands }
+}
+
 /// Names the keys that the servers would not take; how many they are.
 pub(super) fn refusals(progress: &Progress, troubles: &mut Troubles) -> u64 {
     let told = progress.refusals();
@@ -454,7 +464,7 @@ impl Visitor for Carrier<'_> {
                 if again || self.wanted(&big.key, bytes) {
                     self.switch(at, self.job.filter.mapped(big.key.db))?;
                     if self.begin(at, &big)? && self.job.dry_run {
-                        self.sent(&big.key, bytes as usize);
+                        self.sent(&big.key, bytes as usize, way(&big.key));
                     }
                 }
             }

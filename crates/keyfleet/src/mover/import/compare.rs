@@ -58,6 +58,7 @@ struct Place {
 
 struct Expected {
     slot: Slot,
+    data_type: DataType,
     name: Vec<u8>,
     expire_at_ms: Option<u64>,
     digest: Digest,
@@ -156,10 +157,12 @@ impl<'a> Compare<'a> {
                 };
                 if same(expected, &value, &ends, exact) {
                     self.verified.same += 1;
+                    *self.verified.types.entry(expected.data_type.name()).or_default() += 1;
                 } else if expected.expire_at_ms.is_some_and(|at| at <= now_ms()) {
                     // Its time is over by now.
                 } else {
                     self.verified.different += 1;
+                    self.verified.slots_different.insert(expected.slot.number());
                     self.troubles.add(&expected.name, self.why);
                 }
             }
@@ -269,6 +272,7 @@ impl Visitor for Compare<'_> {
 fn expected(key: &Key<'_>, digest: Digest) -> Expected {
     Expected {
         slot: key_slot(&key.name),
+        data_type: key.encoding.data_type(),
         name: key.name.to_vec(),
         expire_at_ms: key.expire_at_ms,
         digest,

@@ -1,8 +1,8 @@
 //! What came of an import.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use protocol::rdb::DataType;
+use protocol::{SLOT_COUNT, key_slot, rdb::Key};
 use serde::{Deserialize, Serialize};
 
 /// How many troubles are kept with their keys.
@@ -16,6 +16,8 @@ const KEY_SHOWN_MAX: usize = 200;
 pub struct Tally {
     /// Keys that were sent, by the name of their type.
     pub types: BTreeMap<String, Count>,
+    /// How many of them are in each slot, from the first; empty where there are none.
+    pub slots: Vec<u32>,
     /// Keys that were not asked for.
     pub filtered: u64,
     /// Keys whose time was over.
@@ -32,6 +34,20 @@ pub struct Tally {
 pub struct Count {
     pub keys: u64,
     pub bytes: u64,
+    /// Keys whose values were brought into a form that the target takes.
+    pub repacked: u64,
+    /// Keys whose values are made by commands: large ones, and where no form would do.
+    pub by_commands: u64,
+}
+
+/// How a value is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As the file holds it.
+    Raw,
+    /// In another form.
+    Repacked,
+    Commands,
 }
 
 /// What could not be carried as it is.
@@ -70,20 +86,32 @@ pub struct Report {
 }
 
 /// What the target said when it was asked for every key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
     pub same: u64,
     pub different: u64,
+    /// Keys that are the same, by the name of their type.
+    pub types: BTreeMap<&'static str, u64>,
+    /// Slots with keys that are different.
+    pub slots_different: BTreeSet<u16>,
 }
 
 impl Tally {
-    pub fn count(&mut self, data_type: DataType, bytes: u64) {
+    pub fn count(&mut self, key: &Key<'_>, bytes: u64, way: Way) {
+        let name = key.encoding.data_type().name();
         // Types are few, and looked up for each key.
-        if let Some(count) = self.types.get_mut(data_type.name()) {
+        if !self.types.contains_key(name) {
+            self.types.insert(name.to_owned(), Count::default());
+        }
+        if let Some(count) = self.types.get_mut(name) {
             count.keys += 1;
             count.bytes += bytes;
-        } else {
-            self.types.insert(data_type.name().to_owned(), Count { keys: 1, bytes });
+            count.repacked += u64::from(way == Way::Repacked);
+            count.by_commands += u64::from(way == Way::Commands);
+        }
+        self.slots.resize(usize::from(SLOT_COUNT), 0);
+        if let Some(slot) = self.slots.get_mut(usize::from(key_slot(&key.name).number())) {
+            *slot += 1;
         }
     }
 
