@@ -169,7 +169,9 @@ async fn expect(cluster: &RawCluster, target: Engine, keys: &[Entry]) -> Result<
         if let Value::Hash(hash) = &mut expected
             && lost.field_ttls
         {
-            hash.values_mut().for_each(|field| field.expire_at_ms = None);
+            for field in hash.values_mut() {
+                field.expire_at_ms = None;
+            }
         }
         let owner = owners[usize::from(key_slot(&key.name).number())];
         let found = ask(&mut links[owner], &key.name).await?;

@@ -172,7 +172,7 @@ impl<'a> Carrier<'a> {
 
     /// Is the key to be sent? Counts it where it isn't.
     fn wanted(&mut self, key: &Key<'_>, bytes: u64) -> bool {
-        if self.watch.keys.fetch_add(1, Relaxed) % KEYS_AT_A_TIME == 0 {
+        if self.watch.keys.fetch_add(1, Relaxed).is_multiple_of(KEYS_AT_A_TIME) {
             self.now_ms = now_ms();
         }
         let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(self.now_ms));
