@@ -18,22 +18,31 @@ pub struct Front {
 impl Front {
     /// In front of the cluster that these nodes belong to.
     pub fn start(nodes: &[SocketAddr], threads: usize) -> Result<Self> {
-        Self::start_with(nodes, threads, Service::default())
+        Self::serve(Self::setup(nodes, threads), Service::default())
     }
 
-    /// Likewise, for clients of its choice.
-    pub fn start_with(nodes: &[SocketAddr], threads: usize, service: Service) -> Result<Self> {
-        let setup = Setup {
+    /// What [`Front::start`] starts.
+    pub fn setup(nodes: &[SocketAddr], threads: usize) -> Setup {
+        Setup {
             listen: Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
             threads,
             seeds: nodes.iter().map(|node| Address::Tcp(*node)).collect(),
             profile: Profile::default(),
             client_password: None,
             users: Users::of_the_servers(),
-        };
+        }
+    }
+
+    /// Something else.
+    pub fn serve(setup: Setup, service: Service) -> Result<Self> {
         let proxy = Proxy::start_with(setup, service, true).context("the proxy")?;
         let Address::Tcp(address) = *proxy.listen() else { bail!("it listens elsewhere") };
         Ok(Self { address, proxy: Some(proxy) })
+    }
+
+    /// Its figures as Prometheus reads them.
+    pub fn figures(&self) -> String {
+        self.proxy.as_ref().map(|proxy| proxy.figures().text()).unwrap_or_default()
     }
 }
 

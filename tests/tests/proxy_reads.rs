@@ -1,14 +1,15 @@
 //! What the proxy knows of requests, and where it sends reads, in front of real servers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use keyfleet::proxy::{Service, SlowLogSetup};
+use keyfleet::proxy::{Service, SlowLogSetup, users};
 use protocol::Value;
 use tests::{
     cluster::{RawCluster, Shape, call},
     differential::Wire,
     engines::engine,
     proxy::Front,
+    server::new_directory,
 };
 
 async fn cluster(kind: &str, version: &str, replicas: usize) -> RawCluster {
@@ -23,7 +24,7 @@ fn ask(wire: &mut Wire, request: &str) -> Value {
     wire.call(&words).unwrap()
 }
 
-fn text(text: &str) -> Value {
+fn text_of(text: &str) -> Value {
     Value::Bulk(text.into())
 }
 
@@ -32,7 +33,7 @@ async fn slow_requests_are_noted() {
     let cluster = cluster("redis", "7.0", 0).await;
     let slow_log = SlowLogSetup { slower_than: Some(200_000), entries_max: 10 };
     let service = Service { slow_log, ..Service::default() };
-    let front = Front::start_with(&cluster.addresses(), 2, service).unwrap();
+    let front = Front::serve(Front::setup(&cluster.addresses(), 2), service).unwrap();
     // Clients of both threads see the same.
     let mut clients: Vec<Wire> = (0..8).map(|_| Wire::open(front.address).unwrap()).collect();
     ask(&mut clients[0], "CLIENT SETNAME me");
@@ -50,13 +51,77 @@ async fn slow_requests_are_noted() {
     let [number, at, micros, words, _, name] = entry.as_array().unwrap() else {
         panic!("{entry:?}")
     };
-    assert_eq!((number, name), (&Value::Integer(0), &text("me")));
+    assert_eq!((number, name), (&Value::Integer(0), &text_of("me")));
     let value = format!("{}... (72 more bytes)", "v".repeat(128));
-    assert_eq!(words, &Value::Array(vec![text("SET"), text("slow"), text(&value)]));
+    assert_eq!(words, &Value::Array(vec![text_of("SET"), text_of("slow"), text_of(&value)]));
     assert!((200_000..10_000_000).contains(&micros.as_integer().unwrap()), "{micros:?}");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let ago = now.saturating_sub(Duration::from_secs(at.as_integer().unwrap().unsigned_abs()));
     assert!(ago < Duration::from_secs(60), "{at:?}");
     assert_eq!(ask(&mut clients[2], "SLOWLOG RESET"), Value::Simple("OK".into()));
     assert_eq!(ask(&mut clients[0], "SLOWLOG GET -1"), Value::Array(vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxys_own_users_have_their_limits() {
+    let cluster = cluster("redis", "7.0", 0).await;
+    for index in 0..cluster.nodes.len() {
+        let mut link = cluster.link(index).await.unwrap();
+        let rule = ["ACL", "SETUSER", "reader", "on", ">there", "~*", "+@read", "+ping"];
+        call(&mut link, &rule).await.unwrap();
+    }
+    let directory = new_directory().unwrap();
+    let file = directory.join("users.yaml");
+    let text = "\
+users:
+  app: {password: one, requests-per-second: 100, clients-max: 2}
+  look: {password: two, server-user: reader, server-password: there}
+";
+    std::fs::write(&file, text).unwrap();
+    let mut setup = Front::setup(&cluster.addresses(), 2);
+    setup.users.own = users::read(&file, &setup.profile).unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+    let front = Front::serve(setup, Service::default()).unwrap();
+    let open = || Wire::open(front.address).unwrap();
+    let code = |wire: &mut Wire, request: &str| match ask(wire, request) {
+        Value::Error(text) => text.split(' ').next().unwrap_or_default().to_owned(),
+        Value::Simple(text) => text,
+        other => format!("{other:?}"),
+    };
+    let mut app = open();
+    assert_eq!(code(&mut app, "SET a 1"), "NOAUTH");
+    assert_eq!(code(&mut app, "AUTH app two"), "WRONGPASS");
+    assert_eq!(code(&mut app, "AUTH app one"), "OK");
+    assert_eq!(code(&mut app, "SET a 1"), "OK");
+    let (mut look, mut stranger) = (open(), open());
+    assert_eq!(code(&mut look, "AUTH look two"), "OK");
+    assert_eq!(ask(&mut look, "GET a"), text_of("1"));
+    assert_eq!(code(&mut look, "SET a 2"), "NOPERM");
+    // Whom the proxy doesn't know the servers may.
+    assert_eq!(code(&mut stranger, "AUTH reader there"), "OK");
+    assert_eq!(ask(&mut stranger, "GET a"), text_of("1"));
+    let (mut second, mut third) = (open(), open());
+    assert_eq!(code(&mut second, "AUTH app one"), "OK");
+    assert_eq!(code(&mut third, "AUTH app one"), "ERR");
+    drop(second);
+    let until = Instant::now() + Duration::from_secs(10);
+    while code(&mut third, "AUTH app one") != "OK" {
+        assert!(Instant::now() < until, "the place is never free again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Half a second's worth at once, and more: all is answered, the rest later.
+    let requests = vec![vec![b"GET".to_vec(), b"a".to_vec()]; 50];
+    app.send(&requests).unwrap();
+    app.send(&requests).unwrap();
+    for _ in 0..100 {
+        assert_eq!(app.reply().unwrap(), text_of("1"));
+    }
+    let figures = front.figures();
+    let figure = |name: &str| {
+        let line = format!("keyfleet_proxy_user_{name}{{user=\"app\"}} ");
+        let value = figures.lines().find_map(|each| each.strip_prefix(&line));
+        value.unwrap_or_else(|| panic!("{figures}")).parse::<u64>().unwrap()
+    };
+    assert_eq!(figure("clients"), 2);
+    assert!(figure("requests_total") >= 101 && figure("delays_total") >= 1, "{figures}");
 }

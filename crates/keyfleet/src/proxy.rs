@@ -3,6 +3,7 @@
 
 pub mod metrics;
 mod slow;
+pub mod users;
 
 use std::{
     io,
@@ -18,7 +19,7 @@ use std::{
 use fleet::model::ClusterName;
 use proxy::{
     driver::{self, Acceptor, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles},
-    engine::{Limits, Micros, PoolSetup, Profile, SlowLog, Users},
+    engine::{Allowance, Limits, Micros, PoolSetup, Profile, Quota, SlowLog, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
@@ -63,6 +64,8 @@ pub struct Service {
     /// So many clients at once, at all addresses together.
     pub clients_max: Option<usize>,
     pub slow_log: SlowLogSetup,
+    /// What all clients together may ask; how many they may be says `clients_max`.
+    pub allowance: Allowance,
 }
 
 /// Which requests are noted as slow.
@@ -139,6 +142,8 @@ pub struct Proxy {
     listen: Address,
     tls: Option<(Address, Arc<Acceptor>)>,
     slow_log: Option<Arc<SlowLog>>,
+    /// By the users' names; of nobody: of all.
+    quotas: Vec<(Option<String>, Arc<Quota>)>,
     control: JoinHandle<()>,
     /// Its end is the control thread's.
     end: Sender<Notice>,
@@ -178,7 +183,12 @@ impl Proxy {
         }
         let (end, notices) = mpsc::channel();
         let slow_log = service.slow_log.log();
-        let limits = Limits { slow_log: slow_log.clone(), ..Limits::default() };
+        let quota = (service.allowance != Allowance::default())
+            .then(|| Arc::new(Quota::new(service.allowance)));
+        let users = setup.users.own.iter();
+        let own = users.filter_map(|user| Some((Some(user.name.clone()), user.quota.clone()?)));
+        let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
+        let limits = Limits { slow_log: slow_log.clone(), quota, ..Limits::default() };
         let mut loops = Vec::with_capacity(setup.threads);
         for (number, listeners) in shares.into_iter().enumerate() {
             let pool = PoolSetup {
@@ -203,7 +213,7 @@ impl Proxy {
         }
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, listen, tls, slow_log, control, end })
+        Ok(Self { loops, listen, tls, slow_log, quotas, control, end })
     }
 
     /// Where it listens: a port 0 was replaced.
@@ -223,7 +233,11 @@ impl Proxy {
 
     /// Its figures; they can be asked for as long as it runs.
     pub fn figures(&self) -> metrics::Source {
-        metrics::Source::new(Arc::downgrade(&self.loops), self.slow_log.clone())
+        metrics::Source::new(
+            Arc::downgrade(&self.loops),
+            self.slow_log.clone(),
+            self.quotas.clone(),
+        )
     }
 
     /// Ends the loops, with their connections.

@@ -12,7 +12,7 @@ use std::{
 
 use proxy::{
     driver::{Acceptor, ClientAuthority, TlsFiles},
-    engine::{Profile, Users},
+    engine::{Allowance, Profile, Users},
     route::Address,
 };
 use tokio::{
@@ -25,7 +25,7 @@ use tokio::{
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, State, metrics},
+    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, State, metrics, users},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -62,6 +62,17 @@ pub struct Args {
     /// Clients at once; who comes beyond that is refused
     #[arg(long, value_name = "N", conflicts_with = "twemproxy")]
     clients_max: Option<usize>,
+    /// Users beside those that the cluster knows, with their limits (YAML)
+    #[arg(long, value_name = "FILE", conflicts_with = "twemproxy")]
+    users: Option<PathBuf>,
+    /// What all clients together may ask a second; who asks more is read later
+    #[arg(long, value_name = "N", conflicts_with = "twemproxy",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    requests_per_second: Option<u64>,
+    /// Bytes a second, of requests and replies of all clients together
+    #[arg(long, value_name = "BYTES", conflicts_with = "twemproxy",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    bytes_per_second: Option<u64>,
     /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
     #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..), conflicts_with = "twemproxy")]
@@ -116,10 +127,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let stop = signals::asked_to_end(args.tls.tls_listen.is_none())?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let strict = args.state.is_none();
-    let setup = match &args.state {
+    let mut setup = match &args.state {
         Some(file) => read_state(file)?,
         None => setup(&args)?,
     };
+    if let Some(file) = &args.users {
+        setup.users.own = users::read(file, &setup.profile)
+            .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
+    }
     let metrics = match args.metrics {
         Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
             Failure::user(format!("cannot give figures away at {address}")).because(&error)
@@ -167,7 +182,12 @@ fn service(args: &Args) -> Result<Service, Failure> {
         slower_than: u64::try_from(args.slowlog_slower_than).ok(),
         entries_max: args.slowlog_max_len,
     };
-    Ok(Service { tls, clients_max: args.clients_max, slow_log })
+    let allowance = Allowance {
+        clients_max: None,
+        requests_per_second: args.requests_per_second,
+        bytes_per_second: args.bytes_per_second,
+    };
+    Ok(Service { tls, clients_max: args.clients_max, slow_log, allowance })
 }
 
 /// Reads certificates again when they change, or when somebody says so.

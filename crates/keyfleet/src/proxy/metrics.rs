@@ -12,7 +12,7 @@ use std::{
 use proxy::{
     counters::{Counter, PoolCounters, ServerCounters, bucket_end},
     driver::Running,
-    engine::{Figures, SlowLog},
+    engine::{Figures, Quota, SlowLog, Taken},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -39,16 +39,23 @@ const SHOWN: std::ops::Range<usize> = 11..92;
 pub struct Source {
     loops: Weak<Vec<Running>>,
     slow_log: Option<Arc<SlowLog>>,
+    quotas: Vec<(Option<String>, Arc<Quota>)>,
 }
 
 impl Source {
-    pub(super) fn new(loops: Weak<Vec<Running>>, slow_log: Option<Arc<SlowLog>>) -> Self {
-        Self { loops, slow_log }
+    pub(super) fn new(
+        loops: Weak<Vec<Running>>,
+        slow_log: Option<Arc<SlowLog>>,
+        quotas: Vec<(Option<String>, Arc<Quota>)>,
+    ) -> Self {
+        Self { loops, slow_log, quotas }
     }
 
     /// All figures as text. Blocks until each loop has answered, a second at most.
     pub fn text(&self) -> String {
-        render(&self.ask())
+        let mut text = render(&self.ask());
+        users(&mut text, &self.quotas);
+        text
     }
 
     fn ask(&self) -> Vec<Figures> {
@@ -160,6 +167,28 @@ const LATENCY: Family = (
     "From a request's arrival at the proxy to its reply's.",
 );
 
+type UserFamily = (Family, fn(&Taken) -> u64);
+
+/// Of users with a quota; all clients together are the user "".
+const USER: [UserFamily; 4] = [
+    (("user_clients", "gauge", "Connections of a user of the proxy."), |t| t.clients as u64),
+    (("user_requests_total", "counter", "What he asked."), |t| t.requests),
+    (("user_bytes_total", "counter", "Bytes of that and of its replies."), |t| t.bytes),
+    (("user_delays_total", "counter", "How often he was read later: he asked too much."), |t| {
+        t.delays
+    }),
+];
+
+fn users(out: &mut String, quotas: &[(Option<String>, Arc<Quota>)]) {
+    for (about, figure) in &USER {
+        let values = quotas.iter().map(|(user, quota)| {
+            let user = escaped(user.as_deref().unwrap_or_default());
+            (format!("user=\"{user}\""), figure(&quota.taken()))
+        });
+        family(out, about, values);
+    }
+}
+
 /// What is known of a server, of all loops together.
 #[derive(Default)]
 struct Total {
@@ -245,8 +274,11 @@ fn family<L: Display, V: Display>(
 }
 
 fn label(address: &impl Display) -> String {
-    let text = address.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("server=\"{text}\"")
+    format!("server=\"{}\"", escaped(&address.to_string()))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]

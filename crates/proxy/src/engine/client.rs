@@ -5,6 +5,7 @@ use std::{collections::VecDeque, net::SocketAddr};
 use super::{
     ClientId, Turn,
     output::Output,
+    quota::Part,
     request::Progress,
     server::ConnId,
     session::Session,
@@ -38,6 +39,11 @@ pub struct Client {
     pub(super) local: Option<SocketAddr>,
     /// Who it logged in as.
     pub(super) user: Option<Box<[u8]>>,
+    /// What it asks is counted; see `quota`.
+    pub(super) limited: bool,
+    /// How many of its requests were.
+    pub(super) charged: u32,
+    pub(super) part: Option<Part>,
     pub(super) work: Option<Box<Work>>,
     pub(super) session: Option<Box<Session>>,
 }
@@ -63,6 +69,8 @@ pub(super) enum Hold {
     Answers,
     /// A connection of its own is not ready for its next request.
     Session,
+    /// It, or its user, asked too much of late.
+    Quota,
 }
 
 /// How far its end has come.
@@ -171,9 +179,17 @@ impl Client {
             name: None,
             local: None,
             user: None,
+            limited: false,
+            charged: 0,
+            part: None,
             work: None,
             session: None,
         }
+    }
+
+    /// How many requests it made, modulo 2³².
+    pub(super) fn asked(&self) -> u32 {
+        self.head.wrapping_add(self.outstanding() as u32)
     }
 
     /// Requests without an answer.

@@ -379,6 +379,7 @@ impl Engine {
             self.retry_delayed();
         }
         self.core.let_back();
+        self.read_delayed();
         for id in self.core.conns.ids() {
             let Some(conn) = self.core.conns.get(id) else { continue };
             let server = self.core.servers.get(usize::from(conn.server));
@@ -449,7 +450,8 @@ impl Engine {
         let later = !self.core.adrift.is_empty() || !self.core.postponed.is_empty();
         let often = waits || later || self.core.stalls > 0;
         let often = often.then(|| self.core.ticked + TICK);
-        often.into_iter().chain(self.core.limbo.due()).chain(self.core.next_return()).min()
+        let due = [self.core.limbo.due(), self.core.next_return(), self.core.later.due()];
+        often.into_iter().chain(due.into_iter().flatten()).min()
     }
 }
 

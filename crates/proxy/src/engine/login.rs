@@ -4,12 +4,17 @@
 //! are tried at a server where the pool wants that: AUTH goes over a connection that says nothing
 //! else, and only who passed gets connections of his own, for which the server's rules hold.
 
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
 use super::{
     ClientId, ConnId, Core, Engine, Pool, Profile,
     client::Client,
     dispatch::{Outcome, Request},
     identity::push_bulk,
     local::SERVED_VERSION,
+    quota::{Part, Quota},
     server::{Pending, Role},
     session::Errand,
     split::push_number,
@@ -36,9 +41,28 @@ impl Users {
 #[derive(Clone)]
 pub struct User {
     pub name: String,
-    pub password: String,
+    pub password: Password,
     /// What the connections begin with that carry his requests.
     pub profile: Profile,
+    pub quota: Option<Arc<Quota>>,
+}
+
+/// The SHA-256 of a user's password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password([u8; 32]);
+
+impl Password {
+    pub fn new(text: &str) -> Self {
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+
+    pub fn hashed(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
+    fn is(&self, text: &[u8]) -> bool {
+        same(&self.0, &Sha256::digest(text))
+    }
 }
 
 impl std::fmt::Debug for User {
@@ -50,8 +74,8 @@ impl std::fmt::Debug for User {
 /// [`Users`] as a pool keeps them.
 #[derive(Default)]
 pub(super) struct Logins {
-    /// Name, password, profile.
-    own: Vec<(String, String, u16)>,
+    /// With their profiles.
+    own: Vec<(User, u16)>,
     passed_on: bool,
 }
 
@@ -72,14 +96,15 @@ struct Hello {
 
 /// What is known of a user at once.
 enum Verdict {
-    /// He is served with this profile.
-    Welcome(u16),
+    /// He is served with this profile, within this quota.
+    Welcome(u16, Option<Arc<Quota>>),
     Refused(&'static [u8]),
     /// A server knows.
     Ask,
 }
 
 const OK: &[u8] = b"+OK\r\n";
+const TOO_MANY: &[u8] = b"-ERR max number of clients of this user reached\r\n";
 const WRONG: &[u8] = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 /// More different users and passwords are not told apart.
 const PROFILES_MAX: usize = 60_000;
@@ -87,7 +112,11 @@ const PROFILES_MAX: usize = 60_000;
 impl Core {
     pub(super) fn logins(&mut self, users: Users) -> Logins {
         let own = users.own.into_iter();
-        let own = own.map(|user| (user.name, user.password, self.profile(user.profile))).collect();
+        let own = own.map(|user| {
+            let profile = self.profile(user.profile.clone());
+            (user, profile)
+        });
+        let own = own.collect();
         Logins { own, passed_on: users.passed_on }
     }
 
@@ -105,14 +134,22 @@ impl Core {
             return client.wait_for_quiet();
         }
         self.end_session(client);
+        self.leave(client);
+        (client.name, client.protocol) = (None, 2);
+        client.settle();
+        self.reply(id, client, b"+RESET\r\n");
+        Outcome::Taken
+    }
+
+    /// Makes a client nobody.
+    fn leave(&mut self, client: &mut Client) {
         if let Some(pool) = self.pools.get(usize::from(client.pool)) {
             client.profile = pool.profile;
             client.authenticated = self.is_open(pool);
         }
-        (client.name, client.user, client.protocol) = (None, None, 2);
+        client.user = None;
+        self.set_part(client, None);
         client.settle();
-        self.reply(id, client, b"+RESET\r\n");
-        Outcome::Taken
     }
 
     /// AUTH [username] password.
@@ -218,9 +255,18 @@ impl Core {
         }
         let answer = match self.judge(client, user, password) {
             Verdict::Refused(answer) => answer.to_vec(),
-            Verdict::Welcome(profile) => {
-                client.user = user.map(Into::into);
-                self.welcome(client, profile, hello)
+            Verdict::Welcome(profile, quota) => {
+                // Whoever it was before leaves first: he may be the same.
+                client.part = None;
+                let part = quota.as_ref().map(Part::enter);
+                if let Some(None) = part {
+                    self.leave(client);
+                    TOO_MANY.to_vec()
+                } else {
+                    self.set_part(client, part.flatten());
+                    client.user = user.map(Into::into);
+                    self.welcome(client, profile, hello)
+                }
             }
             Verdict::Ask => return self.ask(id, client, user, password, hello),
         };
@@ -237,12 +283,12 @@ impl Core {
             && name == b"default"
             && same(wanted.as_bytes(), password)
         {
-            return Verdict::Welcome(pool.profile);
+            return Verdict::Welcome(pool.profile, None);
         }
         let mut own = pool.users.own.iter();
-        match own.find(|(own, _, _)| own.as_bytes() == name) {
-            Some((_, wanted, profile)) if same(wanted.as_bytes(), password) => {
-                Verdict::Welcome(*profile)
+        match own.find(|(own, _)| own.name.as_bytes() == name) {
+            Some((own, profile)) if own.password.is(password) => {
+                Verdict::Welcome(*profile, own.quota.clone())
             }
             None if pool.users.passed_on => Verdict::Ask,
             None if pool.client_password.is_none() && pool.users.own.is_empty() => {
@@ -350,6 +396,7 @@ impl Engine {
             if self.core.profiles.len() < PROFILES_MAX || self.core.profiles.contains(&profile) {
                 let profile = self.core.profile(profile);
                 client.user = login.user.map(|user| user.into_bytes().into());
+                self.core.set_part(client, None);
                 self.core.welcome(client, profile, login.hello)
             } else {
                 b"-ERR too many different users\r\n".to_vec()

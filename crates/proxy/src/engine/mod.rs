@@ -34,6 +34,7 @@ mod local;
 mod login;
 mod output;
 mod private;
+mod quota;
 mod redirect;
 mod reload;
 mod replies;
@@ -63,7 +64,8 @@ use self::{
 pub use self::{
     client::{Client, Mode, Work},
     figures::{Figures, PoolFigures, Queue, ServerFigures},
-    login::{User, Users},
+    login::{Password, User, Users},
+    quota::{Allowance, Quota, Taken},
     server::ConnId,
     settings::{Limits, PoolSetup, Profile},
     slow_log::{SlowLog, SlowRequest},
@@ -194,6 +196,8 @@ struct Core {
     limbo: redirect::Limbo,
     /// Clients with subscriptions that no connection carries at the moment.
     adrift: Vec<ClientId>,
+    /// Clients that are read later.
+    later: quota::Later,
     /// Clients whose session waits for a slot to settle.
     postponed: Vec<ClientId>,
     scratch: fragments::Scratch,
@@ -223,6 +227,7 @@ impl Engine {
             retiring: 0,
             limbo: redirect::Limbo::default(),
             adrift: Vec::new(),
+            later: quota::Later::default(),
             postponed: Vec::new(),
             scratch: fragments::Scratch::default(),
             inline: Vec::new(),
@@ -281,7 +286,9 @@ impl Engine {
             pool.counters.clients_ever.add(1);
             (pool.profile, self.core.is_open(pool))
         });
-        self.clients.insert(Client::new(pool as u16, profile, open, self.core.clients_ever))
+        let mut client = Client::new(pool as u16, profile, open, self.core.clients_ever);
+        client.limited = self.core.limits.quota.is_some();
+        self.clients.insert(client)
     }
 
     /// The address of ours that a client is connected to.
@@ -331,11 +338,14 @@ impl Engine {
                 held.drain(..used);
             }
         }
+        if client.limited {
+            self.core.charge(id, client, bytes.len());
+        }
         // Who waits for its own session is read on, to some extent: its end must be noticed.
         let reads = match client.hold {
             Hold::None => true,
             Hold::Answers | Hold::Session => held.len() < HELD_BYTES_MAX,
-            Hold::Limits | Hold::Server => false,
+            Hold::Limits | Hold::Server | Hold::Quota => false,
         };
         self.core.keep_query(id, client, held);
         reads && client.ending == Ending::No
@@ -365,6 +375,9 @@ impl Engine {
     /// A client's socket is closed. Replies to it are dropped.
     pub fn client_gone(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(id) else { return };
+        if client.limited {
+            self.core.later.forget(id);
+        }
         let Core { splits, pools, turn, conns, .. } = &mut self.core;
         if let Some(pool) = pools.get(usize::from(client.pool)) {
             pool.counters.clients.sub(1);
@@ -402,7 +415,7 @@ impl Engine {
 
     fn continue_client(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(id) else { return };
-        if client.hold == Hold::None {
+        if client.hold == Hold::None || (client.hold == Hold::Quota && self.core.later.holds(id)) {
             return;
         }
         if client.hold == Hold::Answers {
@@ -419,6 +432,9 @@ impl Engine {
         let mut query = query.unwrap_or_default();
         let used = self.core.serve(id, client, &query);
         query.drain(..used);
+        if client.limited {
+            self.core.charge(id, client, 0);
+        }
         self.core.keep_query(id, client, query);
         if client.ending != Ending::No {
             client.mark(id, &mut self.core.turn);
@@ -461,6 +477,9 @@ impl Engine {
     /// So many of those bytes were written. True: all of them.
     pub fn client_wrote(&mut self, id: ClientId, count: usize) -> bool {
         let Some(client) = self.clients.get_mut(id) else { return true };
+        if client.limited {
+            self.core.charge_reply(client, count);
+        }
         let Core { turn, works, limits, conns, pools, stalls, .. } = &mut self.core;
         let mut done = true;
         if let Some(work) = client.work.as_deref_mut() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Micros, login::Users, request::RequestLimits, slow_log::SlowLog};
+use super::{Micros, login::Users, quota::Quota, request::RequestLimits, slow_log::SlowLog};
 use crate::route::{Address, Route};
 
 /// What may be held in memory, and for how long.
@@ -30,6 +30,8 @@ pub struct Limits {
     pub gathered_bytes_max: usize,
     /// Where slow requests are noted, if they are.
     pub slow_log: Option<Arc<SlowLog>>,
+    /// What all clients together may ask.
+    pub quota: Option<Arc<Quota>>,
 }
 
 impl Default for Limits {
@@ -46,6 +48,7 @@ impl Default for Limits {
             server_bytes_max: 4 << 20,
             gathered_bytes_max: 64 << 20,
             slow_log: None,
+            quota: None,
         }
     }
 }

@@ -2,5 +2,6 @@
 
 #[path = "../pretend/mod.rs"]
 mod pretend;
+mod quota;
 mod slow_log;
 mod stage;

@@ -1,6 +1,9 @@
 //! An engine on a stage: a test says what clients ask, and what servers answer and when.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proxy::{
     engine::{Action, ClientId, ConnId, Engine, Limits, PoolSetup, Profile, Users, reply, request},
@@ -15,6 +18,8 @@ pub struct Stage {
     pub now: u64,
     pub conns: BTreeMap<usize, Conn>,
     received: BTreeMap<usize, Vec<u8>>,
+    /// Clients that are not to be read.
+    held: BTreeSet<usize>,
 }
 
 /// A connection to a server.
@@ -44,7 +49,13 @@ impl Stage {
     pub fn new(limits: Limits, pool: PoolSetup) -> Self {
         let mut engine = Engine::new(limits);
         engine.add_pool(pool);
-        Self { engine, now: 0, conns: BTreeMap::new(), received: BTreeMap::new() }
+        Self {
+            engine,
+            now: 0,
+            conns: BTreeMap::new(),
+            received: BTreeMap::new(),
+            held: BTreeSet::new(),
+        }
     }
 
     /// Time goes by.
@@ -59,7 +70,23 @@ impl Stage {
         for each in words {
             word(&mut bytes, each.as_bytes());
         }
-        assert!(self.engine.client_bytes(client, &bytes), "{client:?} is held");
+        assert!(self.is_read(client));
+        if !self.engine.client_bytes(client, &bytes) {
+            self.held.insert(client.index());
+        }
+        self.settle();
+    }
+
+    /// May a client send something?
+    pub fn is_read(&self, client: ClientId) -> bool {
+        !self.held.contains(&client.index())
+    }
+
+    /// Does what time demands.
+    pub fn tick(&mut self) {
+        if self.engine.next_tick().is_some_and(|due| due <= self.now) {
+            self.engine.tick();
+        }
         self.settle();
     }
 
@@ -122,7 +149,10 @@ impl Stage {
                         self.engine.forget_conn(id);
                     }
                     Action::CloseClient(id) => self.engine.client_gone(id),
-                    Action::ReadClient(_) | Action::ReadConn(_) | Action::Refresh { .. } => {}
+                    Action::ReadClient(id) => {
+                        self.held.remove(&id.index());
+                    }
+                    Action::ReadConn(_) | Action::Refresh { .. } => {}
                 }
             }
         }
