@@ -2,48 +2,30 @@
 //! faults. Whatever happens: each client gets one reply for each request, in order, and it is its
 //! own or an error; nothing is invented; buffers stay bounded.
 
-mod pretend;
-
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use protocol::key_hash::twemproxy::{Distribution, Hash, KeyHash, RingServer};
 use proxy::{
-    engine::{
-        Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile, Users, reply, request,
-    },
-    route::{Address, Ejection, EjectionMode, Ring, Route},
+    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, Profile},
+    route::{Ejection, EjectionMode, Ring, Route},
 };
 
-use pretend::{Rng, STEPS, tell, word};
+use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, tell, word};
 
-struct PretendClient {
-    id: ClientId,
-    /// To be sent.
-    outgoing: Vec<u8>,
-    read: bool,
+struct Client {
+    end: ClientEnd,
     ended: bool,
     asked: u64,
     /// What replies may be, oldest request first.
     expected: VecDeque<Vec<u8>>,
-    received: Vec<u8>,
-}
-
-struct PretendServer {
-    connected: bool,
-    incoming: Vec<u8>,
-    outgoing: Vec<u8>,
-    read: bool,
 }
 
 struct World {
     rng: Rng,
     engine: Engine,
     now: u64,
-    clients: Vec<PretendClient>,
-    servers: BTreeMap<usize, (ConnId, PretendServer)>,
+    clients: Vec<Client>,
+    servers: BTreeMap<usize, ServerEnd>,
     /// Faults may end requests with errors.
     faults: bool,
     answered: usize,
@@ -70,8 +52,6 @@ fn setup(rng: &mut Rng, faults: bool) -> PoolSetup {
         .enumerate()
         .map(|(id, server)| RingServer { id: id as u32, name: names[*server], weight: 1 })
         .collect();
-    let address =
-        |server: &usize| Arc::new(Address::Tcp(([127, 0, 0, 1], 7000 + *server as u16).into()));
     let hash = KeyHash { hash: Hash::default(), tag: None };
     let mut ring = Ring::new(hash, Distribution::Modula, &places, 0);
     if faults && rng.chance(70) {
@@ -80,14 +60,11 @@ fn setup(rng: &mut Rng, faults: bool) -> PoolSetup {
     }
     PoolSetup {
         route: Route::Ring(ring),
-        servers: live.iter().map(address).collect(),
+        servers: live.iter().map(|server| pretend::address(*server as u16)).collect(),
         profile: Profile { database: 3 + u32::from(rng.chance(20)), ..Profile::default() },
-        client_password: None,
-        users: Users::default(),
         timeout: faults.then_some(500_000),
         server_connections: 1 + rng.below(2),
-        backoff_min: 1,
-        backoff_max: 1,
+        ..pretend::cluster()
     }
 }
 
@@ -112,69 +89,49 @@ impl World {
 
     fn ask(&mut self, index: usize) {
         let Self { rng, clients, .. } = self;
-        let client = &mut clients[index];
-        let (id, kind, size) = (client.id, rng.below(8), rng.below(9));
+        let Client { end, asked, expected, .. } = &mut clients[index];
+        let (id, kind, size) = (end.id, rng.below(8), rng.below(9));
         let mut key = || {
-            client.asked += 1;
-            format!("{id:?}/{}/{}", client.asked, rng.below(1000)).into_bytes()
+            *asked += 1;
+            format!("{id:?}/{asked}/{}", rng.below(1000)).into_bytes()
         };
-        let out = &mut client.outgoing;
-        let mut expected = Vec::new();
+        let mut reply = Vec::new();
         match kind {
             0 => {
-                let keys: Vec<_> = (0..=size).map(|_| key()).collect();
-                out.extend_from_slice(format!("*{}\r\n", keys.len() + 1).as_bytes());
-                word(out, b"MGET");
-                expected.extend_from_slice(format!("*{}\r\n", keys.len()).as_bytes());
-                for key in keys {
-                    word(out, &key);
-                    word(&mut expected, &value(&key));
-                }
+                let mut words = vec![b"MGET".to_vec()];
+                words.extend((0..=size).map(|_| key()));
+                reply.extend_from_slice(format!("*{}\r\n", size + 1).as_bytes());
+                words[1..].iter().for_each(|key| word(&mut reply, &value(key)));
+                end.ask(&words);
             }
             1 => {
-                let keys: Vec<_> = (0..=size).map(|_| key()).collect();
-                out.extend_from_slice(format!("*{}\r\n", keys.len() + 1).as_bytes());
-                word(out, b"Unlink");
-                expected.extend_from_slice(format!(":{}\r\n", keys.len()).as_bytes());
-                for key in &keys {
-                    word(out, key);
-                }
+                let mut words = vec![b"Unlink".to_vec()];
+                words.extend((0..=size).map(|_| key()));
+                reply.extend_from_slice(format!(":{}\r\n", size + 1).as_bytes());
+                end.ask(&words);
             }
             2 => {
                 let text = key();
-                out.extend_from_slice(b"*2\r\n");
-                word(out, b"ECHO");
-                word(out, &text);
-                word(&mut expected, &text);
+                end.ask(&[&b"ECHO"[..], &text]);
+                word(&mut reply, &text);
             }
             3 => {
-                out.extend_from_slice(b"*5\r\n");
-                word(out, b"mset");
-                for _ in 0..2 {
-                    word(out, &key());
-                    word(out, b"some value");
-                }
-                expected.extend_from_slice(b"+OK\r\n");
+                end.ask(&[&b"mset"[..], &key(), b"some value", &key(), b"some value"]);
+                reply.extend_from_slice(b"+OK\r\n");
             }
             4 => {
                 // Large ones are passed on as they come.
-                out.extend_from_slice(b"*5\r\n");
-                word(out, b"set");
-                word(out, &key());
-                word(out, &vec![b'v'; size * size * 100]);
-                word(out, b"px");
-                word(out, b"100000");
-                expected.extend_from_slice(b"+OK\r\n");
+                let value = vec![b'v'; size * size * 100];
+                end.ask(&[&b"set"[..], &key(), &value, b"px", b"100000"]);
+                reply.extend_from_slice(b"+OK\r\n");
             }
             _ => {
                 let key = key();
-                out.extend_from_slice(b"*2\r\n");
-                word(out, b"get");
-                word(out, &key);
-                word(&mut expected, &value(&key));
+                end.ask(&[&b"get"[..], &key]);
+                word(&mut reply, &value(&key));
             }
         }
-        client.expected.push_back(expected);
+        expected.push_back(reply);
     }
 
     fn settle(&mut self) {
@@ -194,13 +151,7 @@ impl World {
     fn act(&mut self, action: &Action) {
         match *action {
             Action::Connect { conn, .. } => {
-                let server = PretendServer {
-                    connected: false,
-                    incoming: Vec::new(),
-                    outgoing: Vec::new(),
-                    read: true,
-                };
-                self.servers.insert(conn.index(), (conn, server));
+                self.servers.insert(conn.index(), ServerEnd::new(conn));
             }
             Action::CloseConn(id) => {
                 self.servers.remove(&id.index());
@@ -208,73 +159,50 @@ impl World {
             }
             Action::CloseClient(id) => {
                 self.engine.client_gone(id);
-                if let Some(at) = self.clients.iter().position(|client| client.id == id) {
+                if let Some(at) = self.clients.iter().position(|client| client.end.id == id) {
                     let client = self.clients.remove(at);
                     assert!(self.faults || client.ended);
                     assert!(self.faults || client.expected.is_empty());
                 }
             }
             Action::ReadClient(id) => {
-                self.clients.iter_mut().filter(|c| c.id == id).for_each(|c| c.read = true);
+                self.clients.iter_mut().filter(|c| c.end.id == id).for_each(|c| c.end.read = true);
             }
             Action::ReadConn(id) => {
-                self.servers.get_mut(&id.index()).unwrap().1.read = true;
+                self.servers.get_mut(&id.index()).unwrap().read = true;
             }
             Action::Refresh { .. } => unreachable!("there is no cluster"),
         }
     }
 
     fn server_takes(&mut self, id: ConnId, percent_all: usize) {
-        let bytes = self.engine.conn_output(id).to_vec();
-        let all = self.rng.chance(percent_all);
-        let count = if all { bytes.len() } else { self.rng.below(bytes.len()) };
-        if let Some((_, server)) = self.servers.get_mut(&id.index())
-            && server.connected
-        {
-            server.incoming.extend_from_slice(&bytes[..count]);
-            self.engine.conn_wrote(id, count);
+        if let Some(server) = self.servers.get_mut(&id.index()) {
+            server.take(&mut self.engine, &mut self.rng, percent_all);
         }
     }
 
     fn client_takes(&mut self, id: ClientId, percent_all: usize) {
-        let bytes = self.engine.client_output(id).to_vec();
-        let all = self.rng.chance(percent_all);
-        let count = if all { bytes.len() } else { self.rng.below(bytes.len()) };
-        self.engine.client_wrote(id, count);
-        if let Some(client) = self.clients.iter_mut().find(|client| client.id == id) {
-            client.received.extend_from_slice(&bytes[..count]);
-            self.answered += Self::check_client(client, self.faults);
-        }
-    }
-
-    /// Whole replies are the expected ones; how many there are.
-    fn check_client(client: &mut PretendClient, faults: bool) -> usize {
-        let mut answered = 0;
-        while let Some(length) = reply::value_length(&client.received) {
-            let reply: Vec<u8> = client.received.drain(..length).collect();
-            let expected = client.expected.pop_front().expect("nothing was asked");
-            let text = String::from_utf8_lossy(&reply);
-            if reply.first() == Some(&b'-') {
-                assert!(faults, "{text}");
+        let client = self.clients.iter_mut().find(|client| client.end.id == id);
+        let Some(Client { end, expected, .. }) = client else { return };
+        end.take(&mut self.engine, &mut self.rng, percent_all);
+        // Whole replies are the expected ones.
+        while let Some(reply) = end.reply() {
+            let expected = expected.pop_front().expect("nothing was asked");
+            if reply.starts_with('-') {
+                assert!(self.faults, "{reply}");
             } else {
-                assert_eq!(text, String::from_utf8_lossy(&expected));
+                assert_eq!(reply, String::from_utf8_lossy(&expected));
             }
-            answered += 1;
+            self.answered += 1;
         }
-        answered
     }
 
     /// The server answers one request.
-    fn serve(server: &mut PretendServer) {
-        let limits = request::RequestLimits::default();
-        let mut progress = request::Progress::default();
-        let frame = request::frame(&server.incoming, &mut progress, &limits).expect("a request");
-        let Some(frame) = frame else { return };
-        let bytes: Vec<u8> = server.incoming.drain(..frame.length).collect();
-        let words: Vec<&[u8]> = request::words(&bytes).collect();
+    fn serve(server: &mut ServerEnd) {
+        let Some(words) = server.request() else { return };
         let out = &mut server.outgoing;
         match words[0].to_ascii_lowercase().as_slice() {
-            b"get" => word(out, &value(words[1])),
+            b"get" => word(out, &value(&words[1])),
             b"mget" => {
                 out.extend_from_slice(format!("*{}\r\n", words.len() - 1).as_bytes());
                 words[1..].iter().for_each(|key| word(out, &value(key)));
@@ -301,17 +229,17 @@ impl World {
                     for _ in 0..self.rng.below(4) {
                         self.ask(index);
                     }
-                    self.client_sends(index);
+                    self.clients[index].end.send(&mut self.engine, &mut self.rng);
                 }
             }
             50..55 if !self.clients.is_empty() => {
                 let index = self.rng.below(self.clients.len());
-                self.client_takes(self.clients[index].id, 50);
+                self.client_takes(self.clients[index].end.id, 50);
             }
             55..88 if !self.servers.is_empty() => self.server_works(),
             88..90 if !self.servers.is_empty() => {
                 let which = self.rng.below(self.servers.len());
-                let id = self.servers.values().nth(which).unwrap().0;
+                let id = self.servers.values().nth(which).unwrap().id;
                 self.server_takes(id, 50);
             }
             90..92 if !self.clients.is_empty() => {
@@ -319,12 +247,12 @@ impl World {
                 let index = self.rng.below(self.clients.len());
                 if self.rng.chance(50) {
                     let client = self.clients.remove(index);
-                    self.engine.client_gone(client.id);
+                    self.engine.client_gone(client.end.id);
                 } else {
-                    let client = &mut self.clients[index];
-                    if client.outgoing.is_empty() && client.read && !client.ended {
-                        client.ended = true;
-                        self.engine.client_ended(client.id);
+                    let Client { end, ended, .. } = &mut self.clients[index];
+                    if end.outgoing.is_empty() && end.read && !*ended {
+                        *ended = true;
+                        self.engine.client_ended(end.id);
                     }
                 }
             }
@@ -347,41 +275,27 @@ impl World {
     }
 
     fn open_client(&mut self) {
-        self.clients.push(PretendClient {
-            id: self.engine.client_opened(0),
-            outgoing: Vec::new(),
-            read: true,
-            ended: false,
-            asked: 0,
-            expected: VecDeque::new(),
-            received: Vec::new(),
-        });
+        let end = ClientEnd::open(&mut self.engine);
+        self.clients.push(Client { end, ended: false, asked: 0, expected: VecDeque::new() });
     }
 
     fn server_works(&mut self) {
         let which = self.rng.below(self.servers.len());
-        let (id, server) = self.servers.values_mut().nth(which).unwrap();
-        if !server.connected {
-            server.connected = true;
-            self.engine.conn_opened(*id);
+        let server = self.servers.values_mut().nth(which).unwrap();
+        if server.accept(&mut self.engine) {
             return;
         }
         for _ in 0..self.rng.below(12) {
             Self::serve(server);
         }
-        let most = server.outgoing.len().min(6_000);
-        let count = if self.rng.chance(50) { most } else { self.rng.below(most + 1) };
-        if server.read && count > 0 {
-            let bytes: Vec<u8> = server.outgoing.drain(..count).collect();
-            server.read = self.engine.conn_bytes(*id, &bytes);
-        }
+        server.send(&mut self.engine, &mut self.rng, 6_000);
     }
 
     /// A connection breaks, or says what nobody can understand or asked for.
     fn break_server(&mut self) {
         let which = self.rng.below(self.servers.len());
-        let (id, server) = self.servers.values_mut().nth(which).unwrap();
-        let id = *id;
+        let server = self.servers.values_mut().nth(which).unwrap();
+        let id = server.id;
         if self.rng.chance(70) {
             let loss = if server.connected { Loss::Closed } else { Loss::Refused };
             self.servers.remove(&id.index());
@@ -391,63 +305,41 @@ impl World {
         }
     }
 
-    fn client_sends(&mut self, index: usize) {
-        let client = &mut self.clients[index];
-        while client.read && !client.outgoing.is_empty() {
-            let count = match self.rng.below(4) {
-                0 => 1,
-                1 => 1 + self.rng.below(client.outgoing.len()),
-                _ => client.outgoing.len(),
-            };
-            let bytes: Vec<u8> = client.outgoing.drain(..count).collect();
-            client.read = self.engine.client_bytes(client.id, &bytes);
-            if self.rng.chance(30) {
-                break;
-            }
-        }
-    }
-
     /// Everything that was asked is answered, when all do what they should.
     fn finish(&mut self) {
         for _ in 0..10_000 {
-            for index in 0..self.clients.len() {
-                self.client_sends(index);
+            for client in &mut self.clients {
+                client.end.send(&mut self.engine, &mut self.rng);
             }
-            for (id, server) in self.servers.values_mut() {
-                if !server.connected {
-                    server.connected = true;
-                    self.engine.conn_opened(*id);
-                }
+            for server in self.servers.values_mut() {
+                server.accept(&mut self.engine);
                 for _ in 0..30 {
                     Self::serve(server);
                 }
-                if server.read && !server.outgoing.is_empty() {
-                    let bytes = std::mem::take(&mut server.outgoing);
-                    server.read = self.engine.conn_bytes(*id, &bytes);
-                }
+                server.send(&mut self.engine, &mut self.rng, usize::MAX);
             }
-            for id in self.clients.iter().map(|client| client.id).collect::<Vec<_>>() {
+            for id in self.clients.iter().map(|client| client.end.id).collect::<Vec<_>>() {
                 self.client_takes(id, 100);
             }
-            for id in self.servers.values().map(|(id, _)| *id).collect::<Vec<_>>() {
+            for id in self.servers.values().map(|server| server.id).collect::<Vec<_>>() {
                 self.server_takes(id, 100);
             }
             self.settle();
             let idle =
-                |client: &PretendClient| client.expected.is_empty() && client.outgoing.is_empty();
+                |client: &Client| client.expected.is_empty() && client.end.outgoing.is_empty();
             if self.clients.iter().all(idle) {
                 return;
             }
         }
-        for client in &self.clients {
-            let (expected, left) = (client.expected.len(), client.outgoing.len());
-            eprintln!("{:?}: {expected} expected, {left} to send, {}", client.id, client.read);
+        for Client { end, expected, .. } in &self.clients {
+            let (expected, left) = (expected.len(), end.outgoing.len());
+            eprintln!("{:?}: {expected} expected, {left} to send, {}", end.id, end.read);
         }
         panic!("some requests have no reply");
     }
 }
 
-fn story(seed: u64, faults: bool) -> usize {
+fn story(seed: u64, faults: bool) -> [usize; 1] {
     let mut world = World::new(seed, faults);
     for _ in 0..STEPS {
         world.step();
@@ -456,15 +348,15 @@ fn story(seed: u64, faults: bool) -> usize {
         assert!(bytes < 4 << 20, "{bytes} bytes of buffers");
     }
     world.finish();
-    world.answered
+    [world.answered]
 }
 
 #[test]
 fn every_request_gets_its_reply() {
-    tell(|seed| story(seed, false));
+    tell([100_000], |seed| story(seed, false));
 }
 
 #[test]
 fn with_faults_every_request_gets_its_reply_or_an_error() {
-    tell(|seed| story(seed, true));
+    tell([100_000], |seed| story(seed, true));
 }

@@ -1,0 +1,8 @@
+//! The engine between pretend clients and pretend servers, in random order. A failing seed is
+//! printed, and replays with SEED=.
+
+mod cluster;
+mod pretend;
+mod random;
+mod scan;
+mod sessions;
