@@ -3,6 +3,9 @@
 
 mod cluster;
 mod pretend;
+mod quota;
 mod random;
 mod scan;
 mod sessions;
+mod slow_log;
+mod stage;

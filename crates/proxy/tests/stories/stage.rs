@@ -1,16 +1,13 @@
 //! An engine on a stage: a test says what clients ask, and what servers answer and when.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxy::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, PoolSetup, Profile, Users, reply, request},
-    route::{Address, Route, Slots},
+    engine::{Action, ClientId, ConnId, Engine, Limits, PoolSetup, reply, request},
+    route::Address,
 };
 
-use super::pretend::word;
+use super::pretend::{self, word};
 
 /// The engine with one pool, and all bytes that are on their way.
 pub struct Stage {
@@ -33,15 +30,10 @@ pub struct Conn {
 /// A pool in front of a cluster that nothing is known of yet.
 pub fn pool() -> PoolSetup {
     PoolSetup {
-        route: Route::Slots(Slots::default()),
-        servers: Vec::new(),
-        profile: Profile::default(),
-        client_password: None,
-        users: Users::default(),
         timeout: Some(1_000_000_000),
-        server_connections: 1,
         backoff_min: 1_000,
         backoff_max: 10_000,
+        ..pretend::cluster()
     }
 }
 
@@ -140,7 +132,7 @@ impl Stage {
             while let Some(action) = self.engine.next_action() {
                 match action {
                     Action::Connect { conn: id, address } => {
-                        let (address, incoming) = (Address::clone(&Arc::clone(&address)), vec![]);
+                        let (address, incoming) = (Address::clone(&address), vec![]);
                         let conn = Conn { id, address, connected: false, incoming };
                         self.conns.insert(id.index(), conn);
                     }

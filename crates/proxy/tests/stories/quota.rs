@@ -18,7 +18,7 @@ const BYTES: u64 = 20_000;
 
 #[test]
 fn who_asks_too_much_is_read_later() {
-    tell(story);
+    tell([100_000], |seed| [story(seed)]);
 }
 
 struct Asker {
