@@ -1,8 +1,8 @@
 //! A cluster of real servers on loopback, made without keyfleet: what its parts are tried on.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use keyfleet::{
     admin_client::{Commands, Connection},
     mover::NodeAddr,
@@ -11,6 +11,9 @@ use protocol::{ClusterNodes, NodeId, Slot, SlotSet, Value, key_slot, slots::SLOT
 use tokio::time::{Instant, sleep};
 
 use crate::server::{POLL, Server, TIME_MAX};
+
+/// Longer than a handover may take until the engines give it up (CLUSTER_MF_TIMEOUT).
+const LAPSE: Duration = Duration::from_secs(6);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -131,6 +134,24 @@ impl RawCluster {
     pub async fn view(&self, index: usize) -> Result<ClusterNodes> {
         let mut link = self.link(index).await?;
         Ok(text(&mut link, &["CLUSTER", "NODES"]).await?.parse()?)
+    }
+
+    /// Hands a shard over to one of its replicas. A handover that the nodes were too busy for lapses
+    /// after five seconds, and is asked for again.
+    pub async fn hand_over(&self, replica: usize) -> Result<()> {
+        let mut link = self.link(replica).await?;
+        let deadline = Instant::now() + TIME_MAX;
+        while Instant::now() < deadline {
+            call(&mut link, &["CLUSTER", "FAILOVER"]).await?;
+            let lapsed = Instant::now() + LAPSE;
+            while Instant::now() < lapsed {
+                if text(&mut link, &["INFO", "replication"]).await?.contains("role:master") {
+                    return Ok(());
+                }
+                sleep(POLL).await;
+            }
+        }
+        bail!("no handover to {replica}")
     }
 
     /// Waits until something holds in every node's view.

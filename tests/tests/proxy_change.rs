@@ -12,7 +12,7 @@ use keyfleet::{
 };
 use protocol::{Slot, SlotSet, engine::AtomicSlots};
 use tests::{
-    cluster::{RawCluster, Shape, call, text},
+    cluster::{RawCluster, Shape, call},
     engines::engine,
     pipelines::{Pipelines, Seen},
     proxy::Front,
@@ -73,13 +73,7 @@ async fn handovers_are_not_seen() {
     let clients = Pipelines::start(front.address, CLIENTS, 1);
     serve(&clients, 10_000).await;
     for replica in 3..6 {
-        let mut link = cluster.link(replica).await.unwrap();
-        call(&mut link, &["CLUSTER", "FAILOVER"]).await.unwrap();
-        let deadline = Instant::now() + TIME_MAX;
-        while !text(&mut link, &["INFO", "replication"]).await.unwrap().contains("role:master") {
-            assert!(Instant::now() < deadline, "no handover to {replica}");
-            sleep(POLL).await;
-        }
+        cluster.hand_over(replica).await.unwrap();
         serve(&clients, 10_000).await;
         cluster.wait_calm().await.unwrap();
     }

@@ -312,11 +312,9 @@ async fn messages_arrive_again_after_a_failover() {
 /// Moves the slot of `{t}` to the next primary and so on, a few times.
 async fn move_around(cluster: &RawCluster, times: usize) {
     let slot = key_slot(b"t");
-    for _ in 0..times {
-        let view = cluster.view(0).await.unwrap();
-        let owner = view.rows.iter().find(|row| row.slots.contains(slot)).unwrap();
-        let from = cluster.nodes.iter().position(|node| node.addr.id == owner.id).unwrap();
-        let to = (from + 1) % 3;
+    let first = cluster.owners().await.unwrap()[usize::from(slot.number())];
+    for from in first..first + times {
+        let (from, to) = (from % 3, (from + 1) % 3);
         let (from, to) = (cluster.nodes[from].addr, cluster.nodes[to].addr);
         let job = SlotMove {
             from,

@@ -189,6 +189,7 @@ async fn run(job: &SlotMove, report: &Report<'_>) -> Result<Way, Fault> {
     if way != Way::Atomic {
         let rest = Start::of(job, &mut source, &mut target).await?;
         repair::bring_strays_home(&job.to, &job.from, &rest.strays, login).await?;
+        views::wait_for_epoch(&mut source, &mut target, &job.slots, AGREE_TIME_MAX).await?;
         chunks::move_by_keys(job, &rest, report).await?;
     }
     let mut nodes = vec![job.from, job.to];

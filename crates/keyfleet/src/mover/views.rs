@@ -40,6 +40,32 @@ pub(super) fn open_slots(view: &ClusterNodes) -> SlotSet {
     view.open.iter().map(|open| open.slot).collect()
 }
 
+/// Waits until the target has heard of the source's configuration epoch.
+///
+/// A node that takes a slot by itself goes one above the highest epoch that it knows of. A source
+/// that took slots a moment ago may be above that: others then believe the source, and tell the
+/// target so.
+pub(super) async fn wait_for_epoch(
+    source: &mut Connection,
+    target: &mut Connection,
+    slots: &SlotSet,
+    time_max: Duration,
+) -> Result<(), Fault> {
+    let deadline = Instant::now() + time_max;
+    let source = view(source).await?;
+    let Some(own) = source.my_row() else { return Ok(()) };
+    loop {
+        let known = view(target).await?.row(own.id).map(|row| row.config_epoch);
+        if known.is_some_and(|known| known >= own.config_epoch) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Fault::ViewDiffers { node: target.address(), slots: slots.clone() });
+        }
+        sleep(POLL).await;
+    }
+}
+
 /// Waits until every node's view gives all of `slots` to `owner` and has none of them open.
 pub(super) async fn wait_for_owner(
     nodes: &[NodeAddr],
