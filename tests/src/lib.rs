@@ -1,5 +1,6 @@
 //! The harness for tests against real servers.
 
+pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod differences;

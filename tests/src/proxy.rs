@@ -1,6 +1,12 @@
-//! `keyfleet proxy` in this process, in front of servers.
+//! `keyfleet proxy` in front of servers, in this process or as the program.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use keyfleet::proxy::{Proxy, Service, Setup};
@@ -8,6 +14,20 @@ use proxy::{
     engine::{Profile, Users},
     route::Address,
 };
+
+use crate::fleet::program;
+
+/// How long anything may take.
+pub const TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Waits for something.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + TIME_MAX;
+    while !holds() {
+        assert!(Instant::now() < until, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// A running proxy; dropping it ends it.
 pub struct Front {
@@ -30,6 +50,7 @@ impl Front {
             profile: Profile::default(),
             client_password: None,
             users: Users::of_the_servers(),
+            tls: None,
         }
     }
 
@@ -51,5 +72,70 @@ impl Drop for Front {
         if let Some(proxy) = self.proxy.take() {
             let _ = proxy.stop();
         }
+    }
+}
+
+/// The program; dropping it kills it.
+pub struct Program {
+    pub child: Child,
+    /// Where it listens for plain clients, and for others.
+    pub plain: SocketAddr,
+    pub tls: Option<SocketAddr>,
+}
+
+impl Program {
+    /// In front of the cluster that these nodes belong to.
+    pub fn start(nodes: &[SocketAddr], args: &[&str]) -> Self {
+        Self::try_start(nodes, args).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// Likewise; an error is what it said before it ended.
+    pub fn try_start(nodes: &[SocketAddr], args: &[&str]) -> Result<Self, String> {
+        let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
+        let mut command = Command::new(program());
+        command.args(["proxy", "--connect", &nodes.join(",")]).args(args);
+        if !args.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program runs");
+        let mut said = BufReader::new(child.stderr.take().expect("it is piped"));
+        let mut lines = String::new();
+        while !lines.contains("Serving at") {
+            if said.read_line(&mut lines).expect("it writes text") == 0 {
+                let _ = child.wait();
+                return Err(lines);
+            }
+        }
+        let line = lines.lines().last().unwrap_or_default();
+        let addresses: Vec<SocketAddr> = line
+            .split([' ', ','])
+            .filter_map(|word| word.trim_end_matches('.').parse().ok())
+            .collect();
+        thread::spawn(move || std::io::copy(&mut said, &mut std::io::stderr()));
+        Ok(Self { child, plain: addresses[0], tls: addresses.get(1).copied() })
+    }
+
+    /// Sends the signal of that name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
+    }
+
+    /// Waits until it has ended.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the proxy ends", || {
+            status = self.child.try_wait().expect("it is a child");
+            status.is_some()
+        });
+        status.expect("it was waited for")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

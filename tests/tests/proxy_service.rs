@@ -3,39 +3,24 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use protocol::{
     Value,
-    resp::{Decoder, Limits, encode_command},
+    resp::{Decoder, Limits},
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+use tests::{
+    certificates::Authority,
+    differential::Wire,
+    proxy::{Program, wait_until},
 };
-use tests::{differential::Wire, fleet::program, server::new_directory};
-
-const TIME_MAX: Duration = Duration::from_secs(20);
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + TIME_MAX;
-    while !holds() {
-        assert!(Instant::now() < until, "never: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A cluster of one: GET is answered with the key, as long as its gate is open.
 struct Backend {
@@ -106,53 +91,6 @@ fn answer(
     }
 }
 
-/// The program; dropping it kills it.
-struct Proxy {
-    child: Child,
-    plain: SocketAddr,
-    tls: Option<SocketAddr>,
-}
-
-impl Proxy {
-    fn start(backend: &Backend, args: &[&str]) -> Self {
-        let mut command = Command::new(program());
-        command.args(["proxy", "--listen", "127.0.0.1:0", "--connect"]);
-        command.arg(backend.address.to_string()).args(args);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        let addresses: Vec<SocketAddr> = line
-            .split([' ', ','])
-            .filter_map(|word| word.trim_end_matches('.').parse().ok())
-            .collect();
-        assert!(!addresses.is_empty(), "{line}");
-        thread::spawn(move || std::io::copy(&mut said, &mut std::io::stderr()));
-        Self { child, plain: addresses[0], tls: addresses.get(1).copied() }
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let mut status = None;
-        wait_until("the proxy ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn get(key: &str) -> Vec<Vec<u8>> {
     vec![b"GET".to_vec(), key.as_bytes().to_vec()]
 }
@@ -164,7 +102,7 @@ fn bulk(text: &str) -> Value {
 #[test]
 fn sigterm_leaves_nobody_without_an_answer() {
     let backend = Backend::start();
-    let mut proxy = Proxy::start(&backend, &["--drain", "15", "--threads", "2"]);
+    let mut proxy = Program::start(&[backend.address], &["--drain", "15", "--threads", "2"]);
     let mut idle = Wire::open(proxy.plain).unwrap();
     assert_eq!(idle.call(&[b"GET", b"a"]).unwrap(), bulk("a"));
     backend.open(false);
@@ -198,7 +136,7 @@ fn sigterm_leaves_nobody_without_an_answer() {
 #[test]
 fn what_is_not_answered_in_time_does_not_keep_it() {
     let backend = Backend::start();
-    let mut proxy = Proxy::start(&backend, &["--drain", "1"]);
+    let mut proxy = Program::start(&[backend.address], &["--drain", "1"]);
     backend.open(false);
     let mut client = Wire::open(proxy.plain).unwrap();
     client.send(&[get("a")]).unwrap();
@@ -211,7 +149,7 @@ fn what_is_not_answered_in_time_does_not_keep_it() {
 #[test]
 fn clients_beyond_the_limit_are_told_so() {
     let backend = Backend::start();
-    let proxy = Proxy::start(&backend, &["--clients-max", "2", "--threads", "2"]);
+    let proxy = Program::start(&[backend.address], &["--clients-max", "2", "--threads", "2"]);
     let open = || {
         let mut client = Wire::open(proxy.plain).unwrap();
         let answer = client.reply_or(b"PING");
@@ -244,102 +182,13 @@ impl ReplyOr for Wire {
     }
 }
 
-/// Certificates in files, by one authority.
-struct Authority {
-    directory: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let root = params.self_signed(&key).unwrap();
-        let directory = new_directory().unwrap();
-        fs::write(directory.join("ca.pem"), root.pem()).unwrap();
-        Self { directory, issuer: Issuer::new(params, key), root: root.der().clone() }
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.directory.join(name).display().to_string()
-    }
-
-    /// Writes `name.pem` and `name.key`.
-    fn issue(&self, name: &str) -> CertificateDer<'static> {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.file(&format!("{name}.pem")), certificate.pem()).unwrap();
-        certificate.der().clone()
-    }
-
-    /// Connects with the certificate of that name, where one is given.
-    fn connect(&self, address: SocketAddr, own: Option<&str>) -> Secure {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match own {
-            None => builder.with_no_client_auth(),
-            Some(name) => {
-                let chain = CertificateDer::from_pem_file(self.file(&format!("{name}.pem")));
-                let key = PrivateKeyDer::from_pem_file(self.file(&format!("{name}.key")));
-                builder.with_client_auth_cert(vec![chain.unwrap()], key.unwrap()).unwrap()
-            }
-        };
-        let session = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap());
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(TIME_MAX)).unwrap();
-        Secure { stream: StreamOwned::new(session.unwrap(), stream), decoder: Decoder::default() }
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(Path::new(&self.directory));
-    }
-}
-
-struct Secure {
-    stream: StreamOwned<ClientConnection, TcpStream>,
-    decoder: Decoder,
-}
-
-impl Secure {
-    fn call(&mut self, words: &[Vec<u8>]) -> std::io::Result<Value> {
-        let mut request = Vec::new();
-        encode_command(words, &mut request);
-        self.stream.write_all(&request)?;
-        let mut piece = vec![0; 64 << 10];
-        loop {
-            if let Some(value) = self.decoder.next().unwrap() {
-                return Ok(value);
-            }
-            match self.stream.read(&mut piece)? {
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                count => self.decoder.feed(&piece[..count]),
-            }
-        }
-    }
-
-    fn certificate(&self) -> CertificateDer<'static> {
-        self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
-    }
-}
-
 #[test]
 fn tls_carries_all_sizes_beside_plain_clients() {
     let (backend, authority) = (Backend::start(), Authority::new());
     authority.issue("proxy");
     let (certificate, key) = (authority.file("proxy.pem"), authority.file("proxy.key"));
     let args = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
-    let proxy = Proxy::start(&backend, &args);
+    let proxy = Program::start(&[backend.address], &args);
     let mut plain = Wire::open(proxy.plain).unwrap();
     let mut client = authority.connect(proxy.tls.unwrap(), None);
     for size in [1, 100, 16_383, 16_384, 16_385, 65_536, 131_072, 3_000_000] {
@@ -365,7 +214,7 @@ fn clients_show_certificates_where_they_must() {
     let check = |more: &[&str], own: Option<&str>, served: bool| {
         let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key];
         let args: Vec<&str> = tls.iter().chain(more).copied().collect();
-        let proxy = Proxy::start(&backend, &args);
+        let proxy = Program::start(&[backend.address], &args);
         let answer = authority.connect(proxy.tls.unwrap(), own).call(&get("a"));
         assert_eq!(answer.is_ok(), served, "{more:?} {own:?} {answer:?}");
     };
@@ -384,7 +233,7 @@ fn new_certificates_drop_nobody() {
     let first = authority.issue("proxy");
     let (certificate, key) = (authority.file("proxy.pem"), authority.file("proxy.key"));
     let args = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
-    let proxy = Proxy::start(&backend, &args);
+    let proxy = Program::start(&[backend.address], &args);
     let address = proxy.tls.unwrap();
     let mut old = authority.connect(address, None);
     old.call(&get("a")).unwrap();
@@ -408,7 +257,7 @@ fn figures_are_given_away() {
     let place = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let place = place.to_string();
     let args = ["--metrics", &place, "--threads", "2", "--slowlog-slower-than", "0"];
-    let proxy = Proxy::start(&backend, &args);
+    let proxy = Program::start(&[backend.address], &args);
     let mut clients: Vec<Wire> = (0..4).map(|_| Wire::open(proxy.plain).unwrap()).collect();
     for client in &mut clients {
         client.call(&[b"GET", b"a"]).unwrap();

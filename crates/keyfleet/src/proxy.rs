@@ -18,7 +18,9 @@ use std::{
 
 use fleet::model::ClusterName;
 use proxy::{
-    driver::{self, Acceptor, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles},
+    driver::{
+        self, Acceptor, Connector, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles,
+    },
     engine::{Allowance, Limits, Micros, PoolSetup, Profile, Quota, SlowLog, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
@@ -54,6 +56,8 @@ pub struct Setup {
     pub client_password: Option<String>,
     /// Who else may be a client.
     pub users: Users,
+    /// How to speak with the nodes, where not plainly.
+    pub tls: Option<Arc<Connector>>,
 }
 
 /// How clients are served, whatever it is that is served.
@@ -117,6 +121,7 @@ impl From<State> for Setup {
             profile: Profile { password: state.password.clone(), ..Profile::default() },
             client_password: state.password,
             users: Users::of_the_servers(),
+            tls: None,
         }
     }
 }
@@ -158,7 +163,7 @@ impl Proxy {
 
     /// Likewise, for clients of its choice.
     pub fn start_with(setup: Setup, service: Service, strict: bool) -> Result<Self, ProxyError> {
-        let topology = match ask_any(&setup.seeds, &setup.profile) {
+        let topology = match ask_any(&setup.seeds, &setup) {
             Ok(topology) => Some(topology),
             Err(error) if strict => return Err(error),
             Err(_) => None,
@@ -203,7 +208,8 @@ impl Proxy {
                 backoff_max: BACKOFF.1,
             };
             let name = format!("proxy-{number}");
-            loops.push(driver::start(&name, limits.clone(), vec![pool], listeners, end.clone())?);
+            let (limits, tls) = (limits.clone(), setup.tls.clone());
+            loops.push(driver::start(&name, limits, tls, vec![pool], listeners, end.clone())?);
         }
         let loops = Arc::new(loops);
         let mut watch = Watch { loops: Arc::clone(&loops), setup, known: None };
@@ -303,7 +309,7 @@ impl Watch {
         let known = self.known.iter().flat_map(|topology| &topology.primaries);
         let known = known.map(|primary| Address::clone(&primary.address));
         let nodes: Vec<Address> = known.chain(self.setup.seeds.iter().cloned()).collect();
-        ask_any(&nodes, &self.setup.profile)
+        ask_any(&nodes, &self.setup)
     }
 
     fn learn(&mut self, topology: Topology) {
@@ -319,10 +325,10 @@ impl Watch {
 }
 
 /// The answer of the first node that gives one, else the last one's error.
-fn ask_any(nodes: &[Address], profile: &Profile) -> Result<Topology, ProxyError> {
+fn ask_any(nodes: &[Address], setup: &Setup) -> Result<Topology, ProxyError> {
     let mut last = ProxyError::NoSeed;
     for address in nodes {
-        match topology::ask(address, profile, ASK) {
+        match topology::ask(address, &setup.profile, setup.tls.as_deref(), ASK) {
             Ok(topology) => return Ok(topology),
             Err(source) => last = ProxyError::Topology { address: address.clone(), source },
         }

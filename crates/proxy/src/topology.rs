@@ -1,7 +1,7 @@
 //! What a cluster says of itself.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs as _},
     sync::Arc,
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use protocol::{
 };
 
 use crate::{
+    driver::Connector,
     engine::Profile,
     route::{Address, Primary, Topology},
 };
@@ -32,10 +33,17 @@ pub enum TopologyError {
     Empty,
 }
 
-/// Asks a node for its cluster's primaries and their slots. Blocks for as long as `deadline`.
+/// A connection that waits, plain or with TLS.
+trait Link: Read + Write {}
+
+impl<T: Read + Write> Link for T {}
+
+/// Asks a node for its cluster's primaries and their slots, with `tls` over TLS. Blocks for as long
+/// as `deadline`.
 pub fn ask(
     address: &Address,
     profile: &Profile,
+    tls: Option<&Connector>,
     deadline: Duration,
 ) -> Result<Topology, TopologyError> {
     let give_up = Instant::now() + deadline;
@@ -47,8 +55,13 @@ pub fn ask(
             .ok_or(io::Error::from(io::ErrorKind::NotFound))?,
         Address::Unix(_) => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
     };
-    let mut stream = TcpStream::connect_timeout(&target, deadline)?;
-    stream.set_write_timeout(Some(deadline))?;
+    let socket = TcpStream::connect_timeout(&target, deadline)?;
+    socket.set_write_timeout(Some(deadline))?;
+    socket.set_read_timeout(Some(deadline))?;
+    let mut stream: Box<dyn Link> = match tls {
+        None => Box::new(socket.try_clone()?),
+        Some(tls) => Box::new(tls.connect_waiting(socket.try_clone()?, address)?),
+    };
     let mut decoder = Decoder::default();
     let mut call = |words: &[&str]| -> Result<Value, TopologyError> {
         let mut request = Vec::new();
@@ -65,7 +78,7 @@ pub fn ask(
             if left.is_zero() {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            stream.set_read_timeout(Some(left))?;
+            socket.set_read_timeout(Some(left))?;
             match stream.read(&mut piece)? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 count => decoder.feed(piece.get(..count).unwrap_or_default()),

@@ -161,7 +161,7 @@ fn serve(options: &Options, log: &Log) -> ExitCode {
     let _ = tracing::subscriber::set_global_default(subscriber);
     let setup = Setup {
         file: file(options),
-        options: twemproxy::Options { threads: 1, ejected: EjectionMode::Rering },
+        options: twemproxy::Options { threads: 1, ejected: EjectionMode::Rering, tls: None },
         stats: Some((options.stats_host.clone(), options.stats_port)),
     };
     let started = |service: &twemproxy::Service| {

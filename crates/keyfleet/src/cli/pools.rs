@@ -1,9 +1,12 @@
 //! `keyfleet proxy --twemproxy`: a ring of servers as twemproxy has it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::ValueEnum;
-use proxy::route::EjectionMode;
+use proxy::{driver::Connector, route::EjectionMode};
 
 use super::context::{Context, problem};
 use crate::{
@@ -41,6 +44,7 @@ pub async fn serve(
     context: &Context,
     file: &Path,
     threads: usize,
+    tls: Option<Arc<Connector>>,
     args: &Args,
 ) -> Result<Exit, Failure> {
     let ejected = match args.ejected {
@@ -56,7 +60,7 @@ pub async fn serve(
     });
     let setup = twemproxy::Setup {
         file: file.to_owned(),
-        options: Options { threads, ejected },
+        options: Options { threads, ejected, tls },
         stats: stats.transpose()?,
     };
     let started = |service: &twemproxy::Service| {

@@ -1,5 +1,6 @@
 //! `keyfleet proxy`: let plain clients use a cluster, or a ring of servers.
 
+mod tls;
 mod top;
 
 use std::{
@@ -11,17 +12,13 @@ use std::{
 };
 
 use proxy::{
-    driver::{Acceptor, ClientAuthority, TlsFiles},
+    driver::Connector,
     engine::{Allowance, Profile, Users},
     route::Address,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::Signal,
-    task::{block_in_place, spawn_blocking},
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{net::TcpListener, task::spawn_blocking};
 
+use self::tls::Certificates;
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
@@ -84,7 +81,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "twemproxy")]
     drain: u32,
     #[command(flatten)]
-    tls: TlsArgs,
+    tls: tls::ClientArgs,
+    #[command(flatten)]
+    server_tls: tls::ServerArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -93,43 +92,26 @@ enum Command {
     Top(top::Args),
 }
 
-#[derive(Debug, clap::Args)]
-#[expect(clippy::struct_field_names, reason = "named as the flags are")]
-struct TlsArgs {
-    /// Where clients connect with TLS; SIGHUP, or changing them, has the certificates read again
-    #[arg(long, value_name = "ADDRESS", requires_all = ["tls_cert", "tls_key"],
-        conflicts_with = "twemproxy")]
-    tls_listen: Option<String>,
-    /// The proxy's certificate (PEM), those that lead to a root after it
-    #[arg(long, value_name = "FILE", requires = "tls_listen")]
-    tls_cert: Option<PathBuf>,
-    /// Its key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_listen")]
-    tls_key: Option<PathBuf>,
-    /// Who vouches for clients (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_listen")]
-    tls_client_ca: Option<PathBuf>,
-    /// Serve clients without a certificate too
-    #[arg(long, requires = "tls_client_ca")]
-    tls_client_optional: bool,
-}
-
-/// How often certificates are looked at.
-const LOOK: Duration = Duration::from_secs(2);
-
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if let Some(Command::Top(args)) = args.command {
         return top::run(context, args).await;
     }
+    let connector = args.server_tls.load()?;
     if let Some(file) = &args.pools.twemproxy {
-        return pools::serve(context, file, usize::from(args.threads), &args.pools).await;
+        if connector.is_some() {
+            let certificates = Certificates { acceptor: None, connector: connector.clone() };
+            tokio::spawn(certificates.renew(signals::hangup()?));
+        }
+        let threads = usize::from(args.threads);
+        return pools::serve(context, file, threads, connector, &args.pools).await;
     }
-    let stop = signals::asked_to_end(args.tls.tls_listen.is_none())?;
+    let renews = args.tls.tls_listen.is_some() || connector.is_some();
+    let stop = signals::asked_to_end(!renews)?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let strict = args.state.is_none();
     let mut setup = match &args.state {
         Some(file) => read_state(file)?,
-        None => setup(&args)?,
+        None => setup(&args, connector.clone())?,
     };
     if let Some(file) = &args.users {
         setup.users.own = users::read(file, &setup.profile)
@@ -146,8 +128,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let tls = proxy.tls_listen().map(|address| format!(", with TLS at {address}"));
     let (plain, tls) = (proxy.listen(), tls.unwrap_or_default());
     context.printer.note(&format!("Serving at {plain}{tls}. Ctrl-C ends that."));
-    if let Some(certificates) = proxy.certificates() {
-        tokio::spawn(renew(certificates, signals::hangup()?));
+    if renews {
+        let certificates = Certificates { acceptor: proxy.certificates(), connector };
+        tokio::spawn(certificates.renew(signals::hangup()?));
     }
     if let Some(listener) = metrics {
         tokio::spawn(metrics::serve(listener, proxy.figures()));
@@ -165,19 +148,6 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 fn service(args: &Args) -> Result<Service, Failure> {
-    let TlsArgs { tls_listen, tls_cert, tls_key, tls_client_ca, tls_client_optional } = &args.tls;
-    let tls = match (tls_listen, tls_cert, tls_key) {
-        (Some(listen), Some(certificate), Some(key)) => {
-            let authority = |roots: &PathBuf| ClientAuthority {
-                roots: roots.clone(),
-                required: !tls_client_optional,
-            };
-            let clients = tls_client_ca.as_ref().map(authority);
-            let (certificate, key) = (certificate.clone(), key.clone());
-            Some((address(listen)?, TlsFiles { certificate, key, clients }))
-        }
-        _ => None,
-    };
     let slow_log = SlowLogSetup {
         slower_than: u64::try_from(args.slowlog_slower_than).ok(),
         entries_max: args.slowlog_max_len,
@@ -187,32 +157,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         requests_per_second: args.requests_per_second,
         bytes_per_second: args.bytes_per_second,
     };
-    Ok(Service { tls, clients_max: args.clients_max, slow_log, allowance })
-}
-
-/// Reads certificates again when they change, or when somebody says so.
-async fn renew(certificates: Arc<Acceptor>, mut hangup: Signal) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = String::new();
-    loop {
-        tokio::select! {
-            _ = looks.tick() => {}
-            _ = hangup.recv() => last.clear(),
-        }
-        match block_in_place(|| certificates.reload()) {
-            Ok(true) => tracing::info!("new certificates"),
-            Ok(false) => last.clear(),
-            Err(error) => {
-                // A file may be half written; each error is told once.
-                let told = error.to_string();
-                if told != last {
-                    tracing::error!(%error, "the certificates stay as they are");
-                }
-                last = told;
-            }
-        }
-    }
+    Ok(Service { tls: args.tls.read()?, clients_max: args.clients_max, slow_log, allowance })
 }
 
 fn read_state(file: &Path) -> Result<Setup, Failure> {
@@ -222,7 +167,7 @@ fn read_state(file: &Path) -> Result<Setup, Failure> {
     Ok(state.into())
 }
 
-fn setup(args: &Args) -> Result<Setup, Failure> {
+fn setup(args: &Args, tls: Option<Arc<Connector>>) -> Result<Setup, Failure> {
     let password = PASSWORD_VARIABLES.iter().find_map(|name| env::var(name).ok());
     let password = password.filter(|password| !password.is_empty());
     Ok(Setup {
@@ -233,6 +178,7 @@ fn setup(args: &Args) -> Result<Setup, Failure> {
         client_password: password,
         // The cluster knows its users, and what each of them may.
         users: Users::of_the_servers(),
+        tls,
     })
 }
 

@@ -3,13 +3,13 @@
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use fleet::spec::nutcracker::Pool;
 use proxy::{
-    driver::{self, Change, ListenError, Listener, Listening, Running},
+    driver::{self, Change, Connector, ListenError, Listener, Listening, Running},
     engine::Limits,
     route::{Address, EjectionMode},
 };
@@ -20,12 +20,14 @@ use super::pools::{Figures, listen_address, listen_mode, setup};
 const REPORT: Duration = Duration::from_secs(1);
 
 /// What the file doesn't say.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Each has connections of its own to the servers, and ejects them by what it sees itself.
     pub threads: usize,
     /// Who serves the keys of ejected servers.
     pub ejected: EjectionMode,
+    /// How to speak with servers, where not plainly.
+    pub tls: Option<Arc<Connector>>,
 }
 
 /// The pools cannot be served.
@@ -108,7 +110,8 @@ impl Service {
             let setups = served.iter().map(|each| setup(&each.pool, options.ejected, seed));
             let (setups, notices) = (setups.collect(), notices.clone());
             let name = format!("proxy-{thread}");
-            loops.push(driver::start(&name, Limits::default(), setups, share, notices)?);
+            let (limits, tls) = (Limits::default(), options.tls.clone());
+            loops.push(driver::start(&name, limits, tls, setups, share, notices)?);
         }
         let service = Self { loops, next: served.len(), pools: served, options };
         for served in &service.pools {

@@ -6,6 +6,7 @@
 //!
 //! TLS lies between a socket and the engine, which sees plain bytes only.
 
+mod certificates;
 mod change;
 mod crowd;
 mod drain;
@@ -16,18 +17,24 @@ mod tls;
 
 use std::{
     io::{self, ErrorKind},
-    sync::mpsc::{Receiver, Sender},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
+    },
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, event::Event};
 
 pub use self::{
+    certificates::{
+        Acceptor, CertificateFiles, ClientAuthority, Connector, ServerTlsFiles, TlsError, TlsFiles,
+    },
     change::{Change, Listening},
     crowd::Crowd,
     running::{Notice, Running, start},
     socket::{ListenError, Listener, Terms},
-    tls::{Acceptor, ClientAuthority, TlsError, TlsFiles},
 };
 use self::{
     crowd::Seat,
@@ -93,6 +100,8 @@ struct Loop {
     messages: Receiver<Message>,
     notices: Sender<Notice>,
     resolver: Resolver,
+    /// How to speak with servers, where not plainly.
+    tls: Option<Arc<Connector>>,
     /// It is about to end.
     drain: Option<Drain>,
     lingering: Vec<Lingering>,
@@ -180,20 +189,31 @@ impl Loop {
     fn conn_event(&mut self, index: usize, event: &Event) {
         let Some(Some(place)) = self.conns.get_mut(index) else { return };
         place.closing |= event.is_read_closed() || event.is_error();
-        if event.is_writable() && !place.writable {
-            let id = place.id;
-            if let Err(error) = place.socket.failure() {
+        if event.is_writable() && (!place.writable || place.socket.holds()) {
+            if let Err(error) = place.socket.failure().and_then(|()| place.socket.flush()) {
                 self.lose_conn(index, connect_loss(&error));
                 return;
             }
-            place.writable = true;
-            self.engine.conn_opened(id);
+            self.open_conn(index);
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            if let Some(Some(place)) = self.conns.get_mut(index) {
-                place.readable = true;
-            }
+            let Some(Some(place)) = self.conns.get_mut(index) else { return };
+            place.readable = true;
+            let opening = place.socket.opening();
             self.read_conn(index);
+            if opening {
+                self.open_conn(index);
+            }
+        }
+    }
+
+    /// A server may be written to, unless TLS has still to begin.
+    fn open_conn(&mut self, index: usize) {
+        if let Some(Some(place)) = self.conns.get_mut(index)
+            && !place.socket.opening()
+        {
+            place.writable = true;
+            self.engine.conn_opened(place.id);
         }
     }
 
@@ -202,8 +222,10 @@ impl Loop {
             match message {
                 Message::Topology { pool, topology } => self.engine.set_topology(pool, &topology),
                 Message::Resolved { conn, .. } if !self.engine.is_awaited(conn) => {}
-                Message::Resolved { conn, address: Some(address) } => self.connect(conn, &address),
-                Message::Resolved { conn, address: None } => {
+                Message::Resolved { conn, name, address: Some(address) } => {
+                    self.connect(conn, &name, Some(address));
+                }
+                Message::Resolved { conn, address: None, .. } => {
                     self.engine.conn_gone(conn, Loss::Unreachable);
                 }
                 Message::Change(change) => self.change(*change),
@@ -310,7 +332,8 @@ impl Loop {
             let id = place.id;
             match place.socket.read(&mut self.buffer) {
                 Ok((0, _)) => {
-                    self.lose_conn(index, Loss::Closed);
+                    let opening = place.socket.opening();
+                    self.lose_conn(index, if opening { Loss::Unreachable } else { Loss::Closed });
                     return;
                 }
                 Ok((count, emptied)) => {
@@ -321,12 +344,13 @@ impl Loop {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if !place.writable => {
-                    self.lose_conn(index, connect_loss(&error));
-                    return;
-                }
-                Err(_) => {
-                    self.lose_conn(index, Loss::Broken);
+                Err(error) => {
+                    if error.kind() == ErrorKind::InvalidData {
+                        let server = place.socket.peer_address();
+                        tracing::warn!(%error, ?server, "cannot speak TLS with a server");
+                    }
+                    let made = place.writable;
+                    self.lose_conn(index, if made { Loss::Broken } else { connect_loss(&error) });
                     return;
                 }
             }
@@ -416,8 +440,8 @@ impl Loop {
     fn act(&mut self, action: Action) {
         match action {
             Action::Connect { conn, address } => match &*address {
-                Address::Name { host, port } => self.resolver.ask(conn, host.clone(), *port),
-                address => self.connect(conn, address),
+                Address::Name { .. } => self.resolver.ask(conn, address),
+                address => self.connect(conn, address, None),
             },
             Action::CloseConn(id) => {
                 if self
@@ -459,9 +483,10 @@ impl Loop {
         }
     }
 
-    fn connect(&mut self, id: ConnId, address: &Address) {
+    fn connect(&mut self, id: ConnId, address: &Address, resolved: Option<SocketAddr>) {
         let token = Token(id.index() << KIND_BITS | CONN);
-        let made = Socket::connect(address).and_then(|mut socket| {
+        let made = Socket::connect(address, resolved, self.tls.as_deref());
+        let made = made.and_then(|mut socket| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             socket.register(self.poll.registry(), token, interest).map(|()| socket)
         });

@@ -14,7 +14,8 @@ use mio::Waker;
 use super::running::Message;
 use crate::{engine::ConnId, route::Address};
 
-type Question = (ConnId, String, u16);
+/// An [`Address::Name`], and for which connection.
+type Question = (ConnId, Arc<Address>);
 
 /// Asks the system; the answers come as [`Message::Resolved`].
 pub(super) struct Resolver {
@@ -29,7 +30,7 @@ impl Resolver {
         Self { questions: None, answers, waker }
     }
 
-    pub fn ask(&mut self, conn: ConnId, host: String, port: u16) {
+    pub fn ask(&mut self, conn: ConnId, name: Arc<Address>) {
         if self.questions.is_none() {
             let (questions, receiver) = channel();
             let (answers, waker) = (self.answers.clone(), Arc::clone(&self.waker));
@@ -38,20 +39,24 @@ impl Resolver {
                 self.questions = Some(questions);
             }
         }
-        let asked = self.questions.as_ref().map(|questions| questions.send((conn, host, port)));
+        let question = (conn, Arc::clone(&name));
+        let asked = self.questions.as_ref().map(|questions| questions.send(question));
         if !matches!(asked, Some(Ok(()))) {
             self.questions = None;
-            let _ = self.answers.send(Message::Resolved { conn, address: None });
+            let _ = self.answers.send(Message::Resolved { conn, name, address: None });
             let _ = self.waker.wake();
         }
     }
 }
 
 fn answer(questions: &Receiver<Question>, answers: &Sender<Message>, waker: &Waker) {
-    while let Ok((conn, host, port)) = questions.recv() {
-        let found = (host.as_str(), port).to_socket_addrs().ok();
-        let address = found.and_then(|mut found| found.next()).map(Address::Tcp);
-        if answers.send(Message::Resolved { conn, address }).is_err() {
+    while let Ok((conn, name)) = questions.recv() {
+        let found = match &*name {
+            Address::Name { host, port } => (host.as_str(), *port).to_socket_addrs().ok(),
+            Address::Tcp(_) | Address::Unix(_) => None,
+        };
+        let address = found.and_then(|mut found| found.next());
+        if answers.send(Message::Resolved { conn, name, address }).is_err() {
             return;
         }
         let _ = waker.wake();

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         mpsc::{Sender, channel},
@@ -12,7 +13,7 @@ use std::{
 
 use mio::{Poll, Waker};
 
-use super::{Change, Listener, Loop, READ_BYTES, WAKER, resolver::Resolver};
+use super::{Change, Connector, Listener, Loop, READ_BYTES, WAKER, resolver::Resolver};
 use crate::{
     engine::{ConnId, Engine, Figures, Limits, PoolSetup},
     route::{Address, Topology},
@@ -22,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Message {
     Topology { pool: usize, topology: Topology },
-    Resolved { conn: ConnId, address: Option<Address> },
+    Resolved { conn: ConnId, name: Arc<Address>, address: Option<SocketAddr> },
     Change(Box<Change>),
     Preconnect { pool: usize },
     Figures(Sender<Figures>),
@@ -94,10 +95,12 @@ impl Running {
     }
 }
 
-/// Starts a loop in a thread of its own. Each listener belongs to the pool of its number.
+/// Starts a loop in a thread of its own. Each listener belongs to the pool of its number; with
+/// `tls`, servers are spoken with over TLS, unless at a path.
 pub fn start(
     name: &str,
     limits: Limits,
+    tls: Option<Arc<Connector>>,
     pools: Vec<PoolSetup>,
     listeners: Vec<(usize, Listener)>,
     notices: Sender<Notice>,
@@ -122,6 +125,7 @@ pub fn start(
         messages,
         notices,
         resolver,
+        tls,
         drain: None,
         lingering: Vec::new(),
         stopping: false,

@@ -17,8 +17,9 @@ use mio::{
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, Type};
 
 use super::{
+    certificates::{Acceptor, Connector},
     crowd::{Crowd, Seat},
-    tls::{Acceptor, TlsSocket},
+    tls::TlsSocket,
 };
 use crate::route::Address;
 
@@ -33,18 +34,36 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// Begins to connect; a name must have been looked up before.
-    pub fn connect(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(*address)?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
-            }
-            Address::Unix(path) => Ok(Self::Unix(UnixStream::connect(path)?)),
-            Address::Name { host, .. } => {
-                Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} is not looked up")))
-            }
+    /// Begins to connect; `resolved` is what a name's address is.
+    pub fn connect(
+        address: &Address,
+        resolved: Option<SocketAddr>,
+        tls: Option<&Connector>,
+    ) -> io::Result<Self> {
+        let at = match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Name { .. } => resolved,
+            Address::Unix(path) => return Ok(Self::Unix(UnixStream::connect(path)?)),
+        };
+        let stream = TcpStream::connect(at.ok_or(io::ErrorKind::NotFound)?)?;
+        stream.set_nodelay(true)?;
+        match tls {
+            None => Ok(Self::Tcp(stream)),
+            Some(tls) => Ok(Self::Tls(Box::new(tls.connect(stream, address)?))),
+        }
+    }
+
+    /// Is it connected, but not ready for anything to be written?
+    pub fn opening(&self) -> bool {
+        matches!(self, Self::Tls(socket) if socket.opening())
+    }
+
+    /// Who is at the other end; none for a path.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tls(socket) => socket.stream.peer_addr().ok(),
+            Self::Unix(_) => None,
         }
     }
 

@@ -1,0 +1,134 @@
+//! TLS to clients and to servers: what is said of it on the command line, and new certificates.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use proxy::{
+    driver::{
+        Acceptor, CertificateFiles, ClientAuthority, Connector, ServerTlsFiles, TlsError, TlsFiles,
+    },
+    route::Address,
+};
+use tokio::{
+    signal::unix::Signal,
+    task::block_in_place,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::address;
+use crate::errors::Failure;
+
+/// How often certificates are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_field_names, reason = "named as the flags are")]
+pub struct ClientArgs {
+    /// Where clients connect with TLS; SIGHUP, or changing them, has the certificates read again
+    #[arg(long, value_name = "ADDRESS", requires_all = ["tls_cert", "tls_key"],
+        conflicts_with = "twemproxy")]
+    pub tls_listen: Option<String>,
+    /// The proxy's certificate (PEM), those that lead to a root after it; several, each with a key,
+    /// are chosen from by the name that a client asks for
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_cert: Vec<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_key: Vec<PathBuf>,
+    /// Who vouches for clients (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_client_ca: Option<PathBuf>,
+    /// Serve clients without a certificate too
+    #[arg(long, requires = "tls_client_ca")]
+    tls_client_optional: bool,
+}
+
+impl ClientArgs {
+    /// Where to listen, and with which certificates.
+    pub fn read(&self) -> Result<Option<(Address, TlsFiles)>, Failure> {
+        let Some(listen) = &self.tls_listen else { return Ok(None) };
+        if self.tls_cert.len() != self.tls_key.len() {
+            let (certificates, keys) = (self.tls_cert.len(), self.tls_key.len());
+            return Err(Failure::user(format!("{certificates} certificates and {keys} keys"))
+                .hint("give each certificate its key: --tls-cert FILE --tls-key FILE"));
+        }
+        let pair = |(certificate, key): (&PathBuf, &PathBuf)| CertificateFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        };
+        let authority = |roots: &PathBuf| ClientAuthority {
+            roots: roots.clone(),
+            required: !self.tls_client_optional,
+        };
+        let own = self.tls_cert.iter().zip(&self.tls_key).map(pair).collect();
+        let clients = self.tls_client_ca.as_ref().map(authority);
+        Ok(Some((address(listen)?, TlsFiles { own, clients })))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ServerArgs {
+    /// Speak TLS with servers; who vouches for them (PEM). Read again as the proxy's own are
+    #[arg(long, value_name = "FILE")]
+    server_tls_ca: Option<PathBuf>,
+    /// The certificate to show to servers that ask for one (PEM)
+    #[arg(long, value_name = "FILE", requires_all = ["server_tls_ca", "server_tls_key"])]
+    server_tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "server_tls_cert")]
+    server_tls_key: Option<PathBuf>,
+    /// The name that all servers' certificates must be good for, instead of each one's own name or
+    /// address
+    #[arg(long, value_name = "NAME", requires = "server_tls_ca")]
+    tls_server_name: Option<String>,
+}
+
+impl ServerArgs {
+    pub fn load(&self) -> Result<Option<Arc<Connector>>, Failure> {
+        let Some(roots) = self.server_tls_ca.clone() else { return Ok(None) };
+        let own = self.server_tls_cert.clone().zip(self.server_tls_key.clone());
+        let own = own.map(|(certificate, key)| CertificateFiles { certificate, key });
+        let connector =
+            Connector::load(ServerTlsFiles { roots, own }, self.tls_server_name.clone());
+        let failed = |error| Failure::user("cannot speak TLS with servers").because(&error);
+        Ok(Some(Arc::new(connector.map_err(failed)?)))
+    }
+}
+
+/// What is read from files.
+pub struct Certificates {
+    pub acceptor: Option<Arc<Acceptor>>,
+    pub connector: Option<Arc<Connector>>,
+}
+
+impl Certificates {
+    fn reload(&self) -> Result<bool, TlsError> {
+        let own = self.acceptor.as_ref().map_or(Ok(false), |acceptor| acceptor.reload());
+        let servers = self.connector.as_ref().map_or(Ok(false), |connector| connector.reload());
+        Ok(own? | servers?)
+    }
+
+    /// Reads certificates again when they change, or when somebody says so.
+    pub async fn renew(self, mut hangup: Signal) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = String::new();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                _ = hangup.recv() => last.clear(),
+            }
+            match block_in_place(|| self.reload()) {
+                Ok(true) => tracing::info!("new certificates"),
+                Ok(false) => last.clear(),
+                Err(error) => {
+                    // A file may be half written; each error is told once.
+                    let told = error.to_string();
+                    if told != last {
+                        tracing::error!(%error, "the certificates stay as they are");
+                    }
+                    last = told;
+                }
+            }
+        }
+    }
+}
