@@ -2,6 +2,7 @@
 
 pub mod admin_client;
 pub mod analyze;
+pub mod backup;
 pub mod cli;
 pub mod doctor;
 pub mod engines;

@@ -13,13 +13,12 @@ use clap::ValueEnum;
 
 use super::{
     context::Context,
-    import::outcome,
+    import::{self, outcome},
     text::{Style, bar, count, cut, pad, pad_left, plural, size},
 };
 use crate::{
     analyze::{self, Report, Sum, page},
     errors::{Exit, Failure},
-    mover::import::source,
 };
 
 const ROWS: usize = 15;
@@ -28,8 +27,8 @@ const BAR_WIDTH: usize = 24;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// RDB files, directories of them, - for stdin
-    #[arg(value_name = "FILE|DIR|-", required = true)]
+    /// RDB files, directories of them, s3://, gs:// or az:// URLs, - for stdin
+    #[arg(value_name = "FILE|DIR|URL|-", required = true)]
     files: Vec<PathBuf>,
     /// Shards of the cluster that the keys would be in
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -50,7 +49,7 @@ enum Format {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let inputs = source::find(&args.files).map_err(|error| outcome::input(&error))?;
+    let inputs = import::inputs(&args.files).await?;
     let total: u64 = inputs.iter().map(|input| input.bytes).sum();
     let read = Arc::new(AtomicU64::new(0));
     let shards = args.shards;

@@ -1,6 +1,6 @@
 //! `keyfleet import`: RDB and append-only files into a running cluster or server.
 
-mod arguments;
+pub(super) mod arguments;
 pub(super) mod outcome;
 
 use std::{
@@ -17,13 +17,23 @@ pub use self::arguments::Args;
 use super::{
     connect,
     context::{Context, unknown},
+    printer::Output,
     signals,
 };
 use crate::{
     admin_client::{Connection, DEADLINE, Login, Pool},
+    backup::{
+        reader::Stored,
+        storage::{self, Object, Storage},
+    },
     errors::{Exit, Failure},
     mover::{
-        import::{self, ImportError, Job, Watch, source, state::StateFile},
+        import::{
+            self, Existing, ImportError, Job, Watch,
+            filter::Filter,
+            source::{self, Input, SourceError},
+            state::StateFile,
+        },
         load,
     },
     observe::Observer,
@@ -34,102 +44,178 @@ use crate::{
 const SAVE: Duration = Duration::from_millis(500);
 
 /// Where to, and how to get in.
-struct Goal {
-    target: load::Target,
-    login: Option<Login>,
+pub(super) struct Goal {
+    /// As the user said it.
+    to: String,
+    pub target: load::Target,
+    pub login: Option<Login>,
     /// Where it is noted how far an import into it got.
     notes: Option<PathBuf>,
 }
 
+/// What is to be loaded, and how.
+pub(super) struct Load {
+    pub inputs: Vec<Input>,
+    pub filter: Filter,
+    pub existing: Existing,
+    pub max_p99: Option<Duration>,
+    pub patience: Duration,
+    pub dry_run: bool,
+    pub verify: bool,
+    pub output: Output,
+}
+
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let stop = signals::asked_to_stop()?;
-    let inputs = source::find(&args.files).map_err(|error| outcome::input(&error))?;
-    let stdin = inputs.iter().any(|input| input.path.is_none());
-    if stdin && args.verify {
+    let inputs = inputs(&args.files).await?;
+    if args.verify && inputs.iter().any(Input::is_once) {
         let error = Failure::user("--verify reads a second time, and stdin can't be read again");
         return Err(error.hint("load it from a file"));
     }
-    let Goal { target, login, notes } = target(context, &args.to).await?;
-    let state = match notes.filter(|_| !args.dry_run && !stdin) {
-        Some(directory) => {
-            let files: Vec<&str> = inputs.iter().map(|input| input.identity.as_str()).collect();
-            let job = format!("{files:?} {} {}", args.to, args.identity());
-            Some(
-                StateFile::open(&directory, &job)
-                    .map_err(|e| outcome::failure(&e.into(), false))?,
-            )
-        }
-        None => None,
-    };
-    if let Some(state) = state.as_ref().filter(|_| args.restart) {
-        state.forget();
-    }
-    let from = state.as_ref().and_then(StateFile::load);
-    let total: u64 = inputs.iter().map(|input| input.bytes).sum();
-    if let Some(from) = &from {
-        let share = from.position.total * 100 / total.max(1);
-        context.printer.note(&format!("Going on at {share} %, where it stopped."));
-    }
-    let resumable = state.is_some();
-    let job = Arc::new(Job {
+    let goal = goal(context, &args.to).await?;
+    let load = Load {
         inputs,
-        target,
-        login,
         filter: args.filter(),
         existing: args.existing(),
-        p99_max: args.max_p99.map(Duration::from_millis),
+        max_p99: args.max_p99.map(Duration::from_millis),
         patience: Duration::from_millis(args.patience),
         dry_run: args.dry_run,
         verify: args.verify,
-        state,
-    });
-    let watch = Arc::new(Watch::default());
-    let worker = {
-        let (job, watch) = (Arc::clone(&job), Arc::clone(&watch));
-        tokio::task::spawn_blocking(move || import::run(&job, from, &watch))
+        output: args.output,
     };
-    let mut progress = outcome::Progress::new(context.printer, total);
-    let saving = async {
-        let mut ticks = tokio::time::interval(outcome::REDRAW);
-        let mut saved = Instant::now();
-        loop {
-            ticks.tick().await;
-            progress.draw(&watch);
-            if saved.elapsed() >= SAVE {
-                saved = Instant::now();
-                if let Err(error) = watch.save(&job) {
-                    return ImportError::State(error);
+    let state = load.state(&goal)?;
+    if let Some(state) = state.as_ref().filter(|_| args.restart) {
+        state.forget();
+    }
+    load.run(context, goal, state).await
+}
+
+/// Files, and objects in buckets, by name.
+pub(super) async fn inputs(names: &[PathBuf]) -> Result<Vec<Input>, Failure> {
+    let mut inputs = Vec::new();
+    for name in names {
+        if let Some(url) = name.to_str().filter(|name| storage::is_url(name)) {
+            inputs.extend(objects(url).await?);
+        } else {
+            let found = source::find(std::slice::from_ref(name));
+            inputs.extend(found.map_err(|error| outcome::input(&error))?);
+        }
+    }
+    Ok(inputs)
+}
+
+/// The object of this name, or the RDB and append-only files below it.
+async fn objects(url: &str) -> Result<Vec<Input>, Failure> {
+    let storage = Storage::open(url).map_err(|error| outcome::storage(&error))?;
+    let mut found = match storage.find("").await {
+        Ok(Some(object)) => vec![object],
+        Ok(None) => {
+            let mut below = storage.objects("").await.map_err(|error| outcome::storage(&error))?;
+            below.retain(|object| [".rdb", ".aof"].iter().any(|end| object.name.ends_with(end)));
+            below
+        }
+        Err(error) => return Err(outcome::storage(&error)),
+    };
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    if found.is_empty() {
+        return Err(outcome::input(&SourceError::Nothing { path: url.into() }));
+    }
+    let inputs = found.into_iter().map(|Object { name, bytes, changed_ms }| {
+        let identity = format!("{bytes} {changed_ms} {}", storage.shown(&name));
+        Input::stored(Stored { storage: storage.clone(), name, bytes, sha256: None }, identity)
+    });
+    Ok(inputs.collect())
+}
+
+impl Load {
+    /// Where it is noted how far it got; None where it can't go on later.
+    pub fn state(&self, goal: &Goal) -> Result<Option<StateFile>, Failure> {
+        let once = self.inputs.iter().any(Input::is_once);
+        let Some(directory) = goal.notes.as_ref().filter(|_| !self.dry_run && !once) else {
+            return Ok(None);
+        };
+        let files: Vec<&str> = self.inputs.iter().map(|input| input.identity.as_str()).collect();
+        // What makes it another one: which keys go where, and over what.
+        let job = format!("{files:?} {} {:?} {:?}", goal.to, self.filter, self.existing);
+        let state = StateFile::open(directory, &job);
+        state.map(Some).map_err(|error| outcome::failure(&error.into(), false))
+    }
+
+    /// Does it, from where the state says.
+    pub async fn run(
+        self,
+        context: &Context,
+        goal: Goal,
+        state: Option<StateFile>,
+    ) -> Result<Exit, Failure> {
+        let stop = signals::asked_to_stop()?;
+        let from = state.as_ref().and_then(StateFile::load);
+        let total: u64 = self.inputs.iter().map(|input| input.bytes).sum();
+        if let Some(from) = &from {
+            let share = from.position.total * 100 / total.max(1);
+            context.printer.note(&format!("Going on at {share} %, where it stopped."));
+        }
+        let resumable = state.is_some();
+        let output = self.output;
+        let job = Arc::new(Job {
+            inputs: self.inputs,
+            target: goal.target,
+            login: goal.login,
+            filter: self.filter,
+            existing: self.existing,
+            p99_max: self.max_p99,
+            patience: self.patience,
+            dry_run: self.dry_run,
+            verify: self.verify,
+            state,
+        });
+        let watch = Arc::new(Watch::default());
+        let worker = {
+            let (job, watch) = (Arc::clone(&job), Arc::clone(&watch));
+            tokio::task::spawn_blocking(move || import::run(&job, from, &watch))
+        };
+        let mut progress = outcome::Progress::new(context.printer, total);
+        let saving = async {
+            let mut ticks = tokio::time::interval(outcome::REDRAW);
+            let mut saved = Instant::now();
+            loop {
+                ticks.tick().await;
+                progress.draw(&watch);
+                if saved.elapsed() >= SAVE {
+                    saved = Instant::now();
+                    if let Err(error) = watch.save(&job) {
+                        return ImportError::State(error);
+                    }
                 }
             }
-        }
-    };
-    let result = tokio::select! {
-        ended = worker => ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
-        error = saving => Err(error),
-        () = stop => {
-            progress.clear();
-            let _ = watch.save(&job);
-            let failure = Failure::user("stopped before the end");
-            return Err(if resumable {
-                failure.hint("go on where it stopped: run the same command again")
-            } else {
-                failure.hint("run the same command again: what is there already stays right with --replace")
-            });
-        }
-    };
-    progress.clear();
-    let report = match result {
-        Ok(report) => report,
-        Err(error) => {
-            let _ = watch.save(&job);
-            return Err(outcome::failure(&error, resumable));
-        }
-    };
-    outcome::show(context.printer, args.output, &report)
+        };
+        let result = tokio::select! {
+            ended = worker => ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
+            error = saving => Err(error),
+            () = stop => {
+                progress.clear();
+                let _ = watch.save(&job);
+                let failure = Failure::user("stopped before the end");
+                return Err(if resumable {
+                    failure.hint("go on where it stopped: run the same command again")
+                } else {
+                    failure.hint("run the same command again: what is there already stays right with --replace")
+                });
+            }
+        };
+        progress.clear();
+        let report = match result {
+            Ok(report) => report,
+            Err(error) => {
+                let _ = watch.save(&job);
+                return Err(outcome::failure(&error, resumable));
+            }
+        };
+        outcome::show(context.printer, output, &report)
+    }
 }
 
 /// What `--to` means: an address, or a cluster of the fleet.
-async fn target(context: &Context, to: &str) -> Result<Goal, Failure> {
+pub(super) async fn goal(context: &Context, to: &str) -> Result<Goal, Failure> {
     if to.contains(':') {
         let seed = connect::resolve(to).await?;
         let login = connect::login();
@@ -138,7 +224,7 @@ async fn target(context: &Context, to: &str) -> Result<Goal, Failure> {
         } else {
             load::Target::Server(seed)
         };
-        return Ok(Goal { target, login, notes: notes() });
+        return Ok(Goal { to: to.to_owned(), target, login, notes: notes() });
     }
     let session = context.open()?;
     let name = ClusterName::new(to);
@@ -158,7 +244,7 @@ async fn target(context: &Context, to: &str) -> Result<Goal, Failure> {
     }
     let login = Some(Login::own(session.store.secret(&name, OWN_USER)?));
     let notes = Some(session.store.root().join("imports"));
-    Ok(Goal { target: load::Target::Cluster(seeds), login, notes })
+    Ok(Goal { to: to.to_owned(), target: load::Target::Cluster(seeds), login, notes })
 }
 
 /// The user's directory for what programs remember.
@@ -168,7 +254,10 @@ fn notes() -> Option<PathBuf> {
     Some(base.join("keyfleet/imports"))
 }
 
-async fn is_cluster(address: SocketAddr, login: Option<&Login>) -> Result<bool, Failure> {
+pub(super) async fn is_cluster(
+    address: SocketAddr,
+    login: Option<&Login>,
+) -> Result<bool, Failure> {
     let asked = async {
         let mut link = Connection::open(address, login, DEADLINE).await?;
         link.call(["INFO"]).await

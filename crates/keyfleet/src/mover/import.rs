@@ -180,7 +180,7 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
         resumed_at: resumed.then(|| begin.total * 1000 / total.max(1)),
         ..Report::default()
     };
-    let once = job.inputs.iter().any(|input| input.path.is_none());
+    let once = job.inputs.iter().any(source::Input::is_once);
     if job.existing == Existing::Fail && outcome.busy > 0 {
         if once {
             let why = "keys were there already; stdin can't be read again to name them";

@@ -19,8 +19,9 @@ Stopped at any time, by kill -9 too, the same command goes on where it was.
 The password for HOST:PORT is taken from REDISCLI_AUTH.
 Exit codes: 0 all is there; 1 something could not be carried, and is named; 2 the environment.")]
 pub struct Args {
-    /// RDB files, append-only files, their manifest, directories of them, - for stdin
-    #[arg(value_name = "FILE|DIR|-", required = true)]
+    /// RDB files, append-only files, their manifest, directories of them, s3://, gs:// or az:// URLs,
+    /// - for stdin
+    #[arg(value_name = "FILE|DIR|URL|-", required = true)]
     pub files: Vec<PathBuf>,
     /// A cluster of the fleet, or any node of a cluster, or a single server
     #[arg(long, value_name = "CLUSTER|HOST:PORT")]
@@ -121,11 +122,6 @@ impl Args {
             Existing::Fail
         }
     }
-
-    /// What makes it another import: which keys go where, and over what.
-    pub fn identity(&self) -> String {
-        format!("{:?} {:?}", self.filter(), self.existing())
-    }
 }
 
 fn pair(text: &str) -> Result<(u64, u64), String> {
@@ -152,7 +148,7 @@ fn size(text: &str) -> Result<Bound, String> {
     Ok(bound)
 }
 
-fn duration(text: &str) -> Result<u64, String> {
+pub fn duration(text: &str) -> Result<u64, String> {
     number(text, &DURATIONS).ok_or_else(|| "a number with its unit, such as 2ms or 60s".to_owned())
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     admin_client::ClientError,
+    backup::storage::StorageError,
     cli::{
         printer::{Live, Output, Printer},
         text::{bar, count, pad, pad_left, plural, size, span},
@@ -196,6 +197,13 @@ fn named(troubles: &Troubles) -> String {
         lines.push(format!("  and {} more: --output json names a thousand", count(more)));
     }
     lines.join("\n")
+}
+
+/// A place that can't be used.
+pub fn storage(error: &StorageError) -> Failure {
+    let mut failure = Failure::of(error).hint(error.hint());
+    failure.exit = Exit::User;
+    failure
 }
 
 /// A file that can't be loaded.

@@ -323,7 +323,7 @@ impl<'a> Carrier<'a> {
                     return Err(ImportError::Stuck { key });
                 }
                 let input = self.job.inputs.get(at.input);
-                if let Some(input) = input.filter(|input| input.path.is_none()) {
+                if let Some(input) = input.filter(|input| input.is_once()) {
                     return Err(ImportError::Once { name: input.name() });
                 }
                 return Ok(Next::Back(at));

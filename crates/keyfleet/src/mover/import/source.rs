@@ -16,7 +16,7 @@ use protocol::rdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::secrets::sha256;
+use crate::{backup::reader::Stored, secrets::sha256};
 
 /// The longest command of an append-only file: an engine takes strings of 512 MiB.
 const COMMAND_BYTES_MAX: usize = 513 << 20;
@@ -29,12 +29,21 @@ const READ_BYTES: usize = 256 << 10;
 /// A file to be read.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// None: stdin.
-    pub path: Option<PathBuf>,
+    pub place: Place,
     /// Bytes; 0 where that isn't known.
     pub bytes: u64,
     /// What changes when the file does.
     pub identity: String,
+}
+
+/// Where a file is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// It can be read once.
+    Stdin,
+    File(PathBuf),
+    /// In a bucket.
+    Stored(Box<Stored>),
 }
 
 /// Files that can't be read.
@@ -97,7 +106,21 @@ pub trait Visitor {
 impl Input {
     /// The name to call it by.
     pub fn name(&self) -> String {
-        self.path.as_ref().map_or_else(|| "stdin".to_owned(), |path| path.display().to_string())
+        match &self.place {
+            Place::Stdin => "stdin".to_owned(),
+            Place::File(path) => path.display().to_string(),
+            Place::Stored(stored) => stored.storage.shown(&stored.name),
+        }
+    }
+
+    /// It can't be read a second time.
+    pub fn is_once(&self) -> bool {
+        matches!(self.place, Place::Stdin)
+    }
+
+    /// An object. `identity`: what changes when it does.
+    pub fn stored(stored: Stored, identity: String) -> Self {
+        Self { bytes: stored.bytes, place: Place::Stored(Box::new(stored)), identity }
     }
 
     fn open(path: &Path) -> Result<Self, SourceError> {
@@ -109,7 +132,7 @@ impl Input {
         let changed = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let changed = changed.unwrap_or_default().as_nanos();
         let identity = format!("{} {changed} {}", meta.len(), sha256(&head));
-        Ok(Self { path: Some(path.to_owned()), bytes: meta.len(), identity })
+        Ok(Self { place: Place::File(path.to_owned()), bytes: meta.len(), identity })
     }
 }
 
@@ -119,7 +142,7 @@ pub fn find(names: &[PathBuf]) -> Result<Vec<Input>, SourceError> {
     let mut inputs = Vec::new();
     for name in names {
         if name.as_os_str() == "-" {
-            inputs.push(Input { path: None, bytes: 0, identity: "stdin".to_owned() });
+            inputs.push(Input { place: Place::Stdin, bytes: 0, identity: "stdin".to_owned() });
         } else if name.is_dir() {
             directory(name, &mut inputs)?;
         } else if has_extension(name, "manifest") {
@@ -226,11 +249,11 @@ impl Walk<'_> {
 
     fn open(&mut self, offset: u64) -> Result<Box<dyn Read>, SourceError> {
         self.pass = offset;
-        let Some(path) = &self.input.path else {
-            if offset > 0 {
-                return Err(SourceError::Once { name: self.input.name() });
-            }
-            return Ok(Box::new(io::stdin().lock()));
+        let path = match &self.input.place {
+            Place::File(path) => path,
+            Place::Stored(stored) => return Ok(Box::new(stored.open(offset))),
+            Place::Stdin if offset == 0 => return Ok(Box::new(io::stdin().lock())),
+            Place::Stdin => return Err(SourceError::Once { name: self.input.name() }),
         };
         let mut file = File::open(path).map_err(|e| self.fault(e))?;
         file.seek(SeekFrom::Start(offset)).map_err(|e| self.fault(e))?;

@@ -1,0 +1,4 @@
+//! Places for backups: a directory or a bucket.
+
+pub mod reader;
+pub mod storage;
