@@ -4,6 +4,7 @@ pub mod printer;
 pub mod text;
 
 mod analyze;
+mod backup;
 mod connect;
 mod context;
 mod doctor;
@@ -20,6 +21,7 @@ mod plan;
 mod pools;
 mod progress;
 mod proxy;
+mod restore;
 mod schema;
 mod signals;
 mod status;
@@ -87,6 +89,12 @@ enum Command {
     Proxy(Box<proxy::Args>),
     /// Load RDB and append-only files into a running cluster or server
     Import(Box<import::Args>),
+    /// Put every key of a cluster or server into a directory or a bucket
+    Backup(Box<backup::Args>),
+    /// List backups
+    Backups(backup::ListArgs),
+    /// Load a backup into a running cluster or server, of whatever shape
+    Restore(Box<restore::Args>),
     /// Show what an RDB file holds: memory by prefix, type and time left, and the biggest keys
     Analyze(analyze::Args),
     /// Find what on this machine will hurt, with the command that mends it
@@ -140,6 +148,9 @@ fn run(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         Command::Proxy(args) => block_on(proxy::run(&context, *args)),
         Command::Analyze(args) => block_on(analyze::run(&context, args)),
         Command::Import(args) => block_on(import::run(&context, *args)),
+        Command::Backup(args) => block_on(backup::run(&context, *args)),
+        Command::Backups(args) => block_on(backup::list(&context, args)),
+        Command::Restore(args) => block_on(restore::run(&context, *args)),
         Command::Freeze(args) => freeze::run(&context, &args),
     }
 }

@@ -1,0 +1,175 @@
+//! `keyfleet restore`: a backup into a running cluster or server, by the importer.
+
+use std::{net::SocketAddr, time::Duration};
+
+use protocol::{ClusterNodes, Info};
+
+use super::{
+    backup::{Shelf, find},
+    context::Context,
+    import::{Goal, Load, arguments::duration, goal, outcome},
+    printer::Output,
+    text::plural,
+};
+use crate::{
+    admin_client::{ClientError, Connection, DEADLINE, Login},
+    backup::{manifest::Manifest, reader::Stored, shelf, storage::Storage},
+    errors::{Exit, Failure},
+    mover::{
+        import::{Existing, filter::Filter, source::Input, state::StateFile},
+        load::Target,
+    },
+};
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The target may have another number of shards, another engine, another version. Stopped at any time, by
+kill -9 too, the same command goes on where it was. The password for HOST:PORT is taken from REDISCLI_AUTH.
+Exit codes: 0 all is there; 1 something could not be carried, and is named; 2 the environment.")]
+pub struct Args {
+    /// The backup's name; `latest` is the last one
+    #[arg(value_name = "ID|latest")]
+    id: String,
+    #[command(flatten)]
+    shelf: Shelf,
+    /// A cluster of the fleet, or any node of a cluster, or a single server
+    #[arg(long, value_name = "CLUSTER|HOST:PORT")]
+    to: String,
+    /// Don't ask where the target holds keys already; those that are in the backup too stay, and
+    /// are named where they differ
+    #[arg(long)]
+    yes: bool,
+    /// Let the backup's value take the place of one that is there
+    #[arg(long)]
+    replace: bool,
+    /// Send nothing: say what would be sent, and what can't be
+    #[arg(long)]
+    dry_run: bool,
+    /// Afterwards ask the target for every key, and compare value and end
+    #[arg(long)]
+    verify: bool,
+    /// Go slower where the target's latency gets above this at one time in a hundred (2ms)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    max_p99: Option<u64>,
+    /// How long to wait for a target that has no memory, no primary or no disk
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    patience: u64,
+    /// Begin at the beginning, whatever an earlier run did
+    #[arg(long)]
+    restart: bool,
+    /// How to print the report
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let (storage, manifest) = find(&args.shelf, &args.id).await?;
+    let goal = goal(context, &args.to).await?;
+    let load = Load {
+        inputs: inputs(&storage, &manifest),
+        filter: Filter::default(),
+        existing: if args.replace { Existing::Replace } else { Existing::Fail },
+        max_p99: args.max_p99.map(Duration::from_millis),
+        patience: Duration::from_millis(args.patience),
+        dry_run: args.dry_run,
+        verify: args.verify,
+        output: args.output,
+    };
+    let state = load.state(&goal)?;
+    if let Some(state) = state.as_ref().filter(|_| args.restart) {
+        state.forget();
+    }
+    // What an interrupted one left there is its own.
+    let goes_on = state.as_ref().is_some_and(|state| StateFile::load(state).is_some());
+    if !goes_on && !args.dry_run {
+        ask(context, &args, &goal).await?;
+    }
+    context.printer.note(&format!(
+        "Restoring {} of {}: {} from {}.",
+        manifest.id,
+        manifest.cluster,
+        plural(manifest.keys(), "key"),
+        plural(manifest.shards.len() as u64, "file")
+    ));
+    load.run(context, goal, state).await
+}
+
+fn inputs(storage: &Storage, manifest: &Manifest) -> Vec<Input> {
+    let shards = manifest.shards.iter();
+    let inputs = shards.map(|shard| {
+        let stored = Stored {
+            storage: storage.clone(),
+            name: shelf::file(&manifest.cluster, &manifest.id, &shard.file),
+            bytes: shard.bytes,
+            sha256: Some(shard.sha256.clone()),
+        };
+        Input::stored(stored, shard.sha256.clone())
+    });
+    inputs.collect()
+}
+
+/// Is it meant, where the target holds keys already?
+async fn ask(context: &Context, args: &Args, goal: &Goal) -> Result<(), Failure> {
+    if args.yes || args.replace {
+        return Ok(());
+    }
+    let held = held(&goal.target, goal.login.as_ref()).await;
+    let held = held.map_err(|error| outcome::failure(&error.into(), false))?;
+    if held == 0 {
+        return Ok(());
+    }
+    let keys = format!("{} holds {} already", args.to, plural(held, "key"));
+    let question = format!("{keys}, which stay as they are. Restore into it? [y/N]");
+    if context.printer.live {
+        let answer = context.printer.ask(&question);
+        if answer.is_some_and(|answer| matches!(answer.as_str(), "y" | "Y" | "yes")) {
+            return Ok(());
+        }
+    }
+    Err(Failure::user(format!("{keys}, and nothing was restored"))
+        .hint("let what is there stay: --yes; let the backup's values take its place: --replace"))
+}
+
+/// How many keys the target's primaries hold.
+async fn held(target: &Target, login: Option<&Login>) -> Result<u64, ClientError> {
+    let mut nodes = match target {
+        Target::Server(address) => vec![*address],
+        Target::Cluster(seeds) => primaries(seeds, login).await?,
+    };
+    nodes.sort_unstable();
+    nodes.dedup();
+    let mut held = 0;
+    for node in nodes {
+        let mut link = Connection::open(node, login, DEADLINE).await?;
+        let reply = link.call(["INFO", "keyspace"]).await?;
+        held += Info::parse(reply.as_str().unwrap_or_default()).keyspace().keys;
+    }
+    Ok(held)
+}
+
+/// The primaries that the first node that answers knows.
+async fn primaries(
+    seeds: &[SocketAddr],
+    login: Option<&Login>,
+) -> Result<Vec<SocketAddr>, ClientError> {
+    let mut last = None;
+    for seed in seeds {
+        let asked = async {
+            let mut link = Connection::open(*seed, login, DEADLINE).await?;
+            link.call(["CLUSTER", "NODES"]).await
+        };
+        match asked.await {
+            Ok(reply) => {
+                let view: Result<ClusterNodes, _> = reply.as_str().unwrap_or_default().parse();
+                let rows = view.map(|view| view.rows).unwrap_or_default();
+                let owners = rows.iter().filter(|row| row.flags.primary && !row.slots.is_empty());
+                let addresses = owners.filter_map(|row| {
+                    let ip = if row.ip.is_empty() { Some(seed.ip()) } else { row.ip.parse().ok() };
+                    Some(SocketAddr::new(ip?, row.port))
+                });
+                return Ok(addresses.collect());
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    last.map_or(Ok(Vec::new()), Err)
+}

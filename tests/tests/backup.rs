@@ -1,0 +1,407 @@
+//! `keyfleet backup` and `restore` on real clusters and servers, undisturbed and disturbed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use fleet::model::Pace;
+use keyfleet::{
+    admin_client::Connection,
+    mover::slots::{SlotMove, move_slots},
+};
+use protocol::{SlotSet, engine::AtomicSlots, key_slot};
+use rustix::process::Signal;
+use serde_json::Value as Json;
+use tests::{
+    cluster::{RawCluster, Shape, call},
+    engines::engine,
+    fleet::{CLUSTER, Ended, Spec, TestFleet},
+    server::{POLL, Server, TIME_MAX},
+};
+use tokio::time::{Instant, sleep};
+
+const KEYS: usize = 30_000;
+const VALUE_BYTES: usize = 64;
+
+async fn cluster(kind: &str, version: &str, primaries: usize, replicas: usize) -> RawCluster {
+    let server = engine(kind, version).server;
+    let config = ["--cluster-allow-replica-migration", "no", "--cluster-node-timeout", "2000"];
+    let shape = Shape { server: &server, primaries, replicas, spare: 0, config: &config };
+    RawCluster::start(&shape).await.unwrap()
+}
+
+/// Servers wait so long before they send, as theirs do by default: time for something to happen.
+async fn slow_to_send(cluster: &RawCluster) {
+    for index in 0..cluster.nodes.len() {
+        let mut link = cluster.link(index).await.unwrap();
+        call(&mut link, &["CONFIG", "SET", "repl-diskless-sync-delay", "2"]).await.unwrap();
+    }
+}
+
+fn dump(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/protocol/tests/dumps").join(name)
+}
+
+fn json(ended: &Ended) -> Json {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+/// What it said on stderr, in one line.
+fn said(ended: &Ended) -> String {
+    ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A place for backups in the fleet's directory.
+fn place(fleet: &TestFleet) -> String {
+    fleet.directory().join("backups").to_str().unwrap().to_owned()
+}
+
+async fn keys(cluster: &RawCluster, primaries: usize) -> u64 {
+    let mut keys = 0;
+    for index in 0..primaries {
+        let mut link = cluster.link(index).await.unwrap();
+        let size = call(&mut link, &["DBSIZE"]).await.unwrap();
+        keys += u64::try_from(size.as_integer().unwrap()).unwrap();
+    }
+    keys
+}
+
+/// Keys on a server that is no cluster's.
+async fn populate(link: &mut Connection, count: u32) {
+    let script = "for i = 1, ARGV[1] do redis.call('SET', 'key:' .. i, i) end";
+    call(link, &["EVAL", script, "0", &count.to_string()]).await.unwrap();
+}
+
+/// The mark of a backup that is being written.
+async fn wait_for_mark(place: &str, cluster: &str) -> PathBuf {
+    let deadline = Instant::now() + TIME_MAX;
+    loop {
+        let found = fs::read_dir(Path::new(place).join(cluster)).into_iter().flatten();
+        let mut marks = found.map(|entry| entry.unwrap().path().join("in-progress"));
+        if let Some(mark) = marks.find(|mark| mark.exists()) {
+            return mark;
+        }
+        assert!(Instant::now() < deadline, "no backup is begun");
+        sleep(POLL).await;
+    }
+}
+
+/// Writes `written:0`, `written:1` … to each primary that has slots, each after the answer to the one
+/// before.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    /// Of each primary, how many were answered.
+    answered: Vec<Arc<AtomicU64>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    async fn start(cluster: &RawCluster, primaries: usize) -> Self {
+        let owners = cluster.owners().await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut writers = Self { stop, answered: Vec::new(), tasks: Vec::new() };
+        for index in 0..primaries {
+            let tag = tag(&owners, index);
+            let mut link = cluster.link(index).await.unwrap();
+            let (stop, answered) = (Arc::clone(&writers.stop), Arc::new(AtomicU64::new(0)));
+            writers.answered.push(Arc::clone(&answered));
+            writers.tasks.push(tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let number = answered.load(Ordering::Relaxed);
+                    call(&mut link, &["SET", &written(&tag, number), "x"]).await.unwrap();
+                    answered.store(number + 1, Ordering::Relaxed);
+                }
+            }));
+        }
+        writers
+    }
+
+    fn answered(&self) -> Vec<u64> {
+        self.answered.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    async fn end(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.answered.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+}
+
+fn written(tag: &str, number: u64) -> String {
+    format!("written:{{{tag}}}:{number}")
+}
+
+/// A hash tag whose slot this node owns.
+fn tag(owners: &[usize], index: usize) -> String {
+    let mut tags = (0..).map(|number: u32| number.to_string());
+    tags.find(|tag| owners[usize::from(key_slot(tag.as_bytes()).number())] == index).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_load_then_into_another_shape_and_engine() {
+    let pairs = [
+        (("redis", "7.0"), ("valkey", "9.1"), "redis-7.0.15.rdb"),
+        (("valkey", "9.1"), ("redis", "8.0"), "valkey-9.1.2.rdb"),
+    ];
+    for ((kind, version), (to_kind, to_version), file) in pairs {
+        let fleet = TestFleet::empty();
+        let place = place(&fleet);
+        let source = cluster(kind, version, 3, 1).await;
+        source.fill(KEYS, VALUE_BYTES).await.unwrap();
+        let address = source.addresses()[0].to_string();
+        // All types and encodings; those of other databases are named, which is not what counts here.
+        let file = dump(file);
+        let args = ["import", file.to_str().unwrap(), "--to", &address, "--db", "0"];
+        fleet.run(&args).await;
+        let writers = Writers::start(&source, 3).await;
+        let deadline = Instant::now() + TIME_MAX;
+        while writers.answered().iter().any(|count| *count < 100) {
+            assert!(Instant::now() < deadline, "nothing is written");
+            sleep(POLL).await;
+        }
+        let before = writers.answered();
+        let args = ["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"];
+        let taken = json(&fleet.run(&args).await.expect_code(0));
+        let after = writers.end().await;
+        let shards = taken["shards"].as_array().unwrap();
+        assert_eq!(shards.len(), 3, "{taken}");
+        for shard in shards {
+            assert_eq!(shard["from_replica"], true, "{taken}");
+        }
+        let listed = json(&fleet.run(&["backups", "--from", &place, "--output", "json"]).await);
+        assert_eq!(listed[0]["id"], taken["id"], "{listed}");
+        assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+        let id = taken["id"].as_str().unwrap();
+        fleet.run(&["backup", "verify", id, "--from", &place]).await.expect_code(0);
+
+        let target = cluster(to_kind, to_version, 5, 0).await;
+        let to = target.addresses()[3].to_string();
+        let args =
+            ["restore", "latest", "--from", &place, "--to", &to, "--verify", "--output", "json"];
+        let ended = fleet.run(&args).await;
+        let report = json(&ended);
+        assert_eq!(report["verified"]["different"], 0, "{ended:?}");
+        let expired = report["read"]["expired"].as_u64().unwrap();
+        let held = keys(&target, 5).await;
+        assert_eq!(report["verified"]["same"], held, "{ended:?}");
+        let there: u64 = shards
+            .iter()
+            .flat_map(|shard| shard["tally"]["types"].as_object().unwrap().values())
+            .map(|count| count["keys"].as_u64().unwrap())
+            .sum();
+        assert_eq!(held + expired, there, "{ended:?}");
+        target.check_filled(KEYS, VALUE_BYTES).await.unwrap();
+        // Of each shard, one instant: what was answered before is there, and no gaps after.
+        let owners = source.owners().await.unwrap();
+        let new_owners = target.owners().await.unwrap();
+        for index in 0..3 {
+            let tag = tag(&owners, index);
+            let owner = new_owners[usize::from(key_slot(tag.as_bytes()).number())];
+            let mut link = target.link(owner).await.unwrap();
+            let mut count = 0;
+            let mut there = Vec::new();
+            for number in 0..=after[index] {
+                let found = call(&mut link, &["EXISTS", &written(&tag, number)]).await.unwrap();
+                there.push(found.as_integer() == Some(1));
+                count += u64::from(found.as_integer() == Some(1));
+            }
+            let first_missing = there.iter().position(|there| !there).unwrap() as u64;
+            assert_eq!(first_missing, count, "a later write without an earlier one");
+            assert!(
+                (before[index]..=after[index]).contains(&count),
+                "{count} {before:?} {after:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_dies_meanwhile() {
+    let mut source = cluster("redis", "7.0", 3, 1).await;
+    source.fill(KEYS, VALUE_BYTES).await.unwrap();
+    slow_to_send(&source).await;
+    let fleet = TestFleet::empty();
+    let place = place(&fleet);
+    let address = source.addresses()[1].to_string();
+    let running =
+        fleet.spawn(&["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"]);
+    wait_for_mark(&place, "mine").await;
+    source.kill(0).unwrap();
+    let taken = json(&running.wait().await.expect_code(0));
+    let shards = taken["shards"].as_array().unwrap();
+    let slots: Vec<&Json> = shards.iter().map(|shard| &shard["slots"]).collect();
+    assert_eq!(slots, ["0-5460", "5461-10921", "10922-16383"], "{taken}");
+    assert_eq!(shards[0]["owner"], source.nodes[3].addr.id.to_string(), "{taken}");
+    assert_eq!(
+        taken["shards"][0]["tally"]["types"]["string"]["keys"].as_u64().map(|keys| keys > 9_000),
+        Some(true),
+        "{taken}"
+    );
+    let target = cluster("redis", "7.0", 3, 0).await;
+    let to = target.addresses()[0].to_string();
+    fleet.run(&["restore", "latest", "--from", &place, "--to", &to]).await.expect_code(0);
+    target.check_filled(KEYS, VALUE_BYTES).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_move_meanwhile() {
+    let source = cluster("valkey", "9.1", 3, 0).await;
+    source.fill(KEYS, VALUE_BYTES).await.unwrap();
+    slow_to_send(&source).await;
+    let fleet = TestFleet::empty();
+    let place = place(&fleet);
+    let address = source.addresses()[1].to_string();
+    let running =
+        fleet.spawn(&["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"]);
+    wait_for_mark(&place, "mine").await;
+    let (from, to) = (source.nodes[0].addr, source.nodes[2].addr);
+    let job = SlotMove {
+        from,
+        to,
+        slots: SlotSet::range(0, 2_000),
+        others: source.others(&[from, to]),
+        login: None,
+        pace: Pace::Full,
+        atomic: AtomicSlots::None,
+    };
+    move_slots(&job, |_| ()).await.unwrap();
+    let taken = json(&running.wait().await.expect_code(0));
+    let slots: Vec<&Json> =
+        taken["shards"].as_array().unwrap().iter().map(|shard| &shard["slots"]).collect();
+    assert_eq!(slots, ["0-2000,10922-16383", "2001-5460", "5461-10921"], "{taken}");
+    let target = cluster("valkey", "9.1", 3, 0).await;
+    let to = target.addresses()[0].to_string();
+    fleet.run(&["restore", "latest", "--from", &place, "--to", &to]).await.expect_code(0);
+    target.check_filled(KEYS, VALUE_BYTES).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_one_is_no_backup_and_cleared_away_later() {
+    let server =
+        Server::start(&engine("redis", "7.0").server, &["--repl-diskless-sync-delay", "2"])
+            .await
+            .unwrap();
+    let mut link = server.link().await.unwrap();
+    populate(&mut link, 10_000).await;
+    let fleet = TestFleet::empty();
+    let place = place(&fleet);
+    let address = server.address.to_string();
+    let args = ["backup", "mine", "--connect", &address, "--to", &place];
+    let running = fleet.spawn(&args);
+    let mark = wait_for_mark(&place, "mine").await;
+    running.kill9().await;
+    let listed = fleet.run(&["backups", "--from", &place]).await.expect_code(0);
+    assert_eq!(listed.stdout, "", "{listed:?}");
+    let ended = fleet.run(&["restore", "latest", "--from", &place, "--to", &address]).await;
+    assert!(ended.expect_code(1).stderr.contains("no backup latest"));
+    call(&mut link, &["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await.unwrap();
+    // It may still be at work.
+    fleet.run(&args).await.expect_code(0);
+    assert!(mark.exists());
+    let hour_ago = SystemTime::now() - Duration::from_secs(3_600);
+    fs::File::options().write(true).open(&mark).unwrap().set_modified(hour_ago).unwrap();
+    fleet.run(&args).await.expect_code(0);
+    assert!(!mark.parent().unwrap().exists());
+    // Asked to stop, it clears away itself.
+    call(&mut link, &["CONFIG", "SET", "repl-diskless-sync-delay", "2"]).await.unwrap();
+    let running = fleet.spawn(&args);
+    let mark = wait_for_mark(&place, "mine").await;
+    running.signal(Signal::INT);
+    let ended = running.wait().await.expect_code(1);
+    assert!(said(&ended).contains("stopped before the end"), "{ended:?}");
+    assert!(!mark.parent().unwrap().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_ones_go_and_damaged_ones_are_found() {
+    let server = Server::start(&engine("redis", "6.2").server, &[]).await.unwrap();
+    let mut link = server.link().await.unwrap();
+    populate(&mut link, 1_000).await;
+    let fleet = TestFleet::empty();
+    let place = place(&fleet);
+    let address = server.address.to_string();
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        call(&mut link, &["SET", "round", &round.to_string()]).await.unwrap();
+        let args = ["backup", "--connect", &address, "--to", &place, "--keep", "2", "-o", "json"];
+        let taken = json(&fleet.run(&args).await.expect_code(0));
+        ids.push(taken["id"].as_str().unwrap().to_owned());
+        let gone: Vec<&str> =
+            taken["deleted"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+        let expected: Vec<&str> = ids.iter().rev().skip(2).take(1).map(String::as_str).collect();
+        assert_eq!(gone, expected);
+    }
+    let listed = json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await);
+    let listed: Vec<&str> =
+        listed.as_array().unwrap().iter().map(|each| each["id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids[2..]);
+    // A filled target is not written to by mistake.
+    let restore = ["restore", "latest", "--from", &place, "--to", &address];
+    call(&mut link, &["SET", "round", "later"]).await.unwrap();
+    let ended = fleet.run(&restore).await.expect_code(1);
+    assert!(said(&ended).contains("holds 1,001 keys already"), "{ended:?}");
+    let ended = fleet.run(&[&restore[..], &["--yes"]].concat()).await.expect_code(1);
+    assert!(said(&ended).contains("\"round\": is there already"), "{ended:?}");
+    fleet.run(&[&restore[..], &["--replace"]].concat()).await.expect_code(0);
+    let round = call(&mut link, &["GET", "round"]).await.unwrap();
+    assert_eq!(round.as_str(), Some("3"));
+    fleet
+        .run(&["restore", &ids[2], "--from", &place, "--to", &address, "--replace"])
+        .await
+        .expect_code(0);
+    let round = call(&mut link, &["GET", "round"]).await.unwrap();
+    assert_eq!(round.as_str(), Some("2"));
+
+    let file = Path::new(&place).join(address.replace(':', "-")).join(&ids[3]).join("0001.rdb");
+    let good = fs::read(&file).unwrap();
+    let check = async |bytes: &[u8], expected: &str| {
+        fs::write(&file, bytes).unwrap();
+        let ended = fleet.run(&["backup", "verify", "latest", "--from", &place]).await;
+        let ended = ended.expect_code(1);
+        assert!(said(&ended).contains(expected), "{expected}: {ended:?}");
+    };
+    check(&good[..good.len() - 1], "bytes, and should have").await;
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    check(&flipped, "damaged").await;
+    // Right in itself, for it has no checksum any more; and not what was written.
+    let mut other = good.clone();
+    let at = other.windows(5).position(|window| window == b"round").unwrap();
+    other[at] = b'f';
+    let checksum = other.len() - 8;
+    other[checksum..].fill(0);
+    check(&other, "SHA-256").await;
+    let ended = fleet.run(&[&restore[..], &["--replace"]].concat()).await;
+    assert!(said(&ended).contains("SHA-256"), "{ended:?}");
+    fs::remove_file(&file).unwrap();
+    let ended = fleet.run(&["backup", "verify", "latest", "--from", &place]).await;
+    assert!(said(&ended.expect_code(1)).contains("is not there"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_the_fleet_by_its_name() {
+    let fleet = TestFleet::new(&Spec::default());
+    fleet.up().await;
+    let place = place(&fleet);
+    let file = dump("redis-6.2.5.rdb");
+    fleet.run(&["import", file.to_str().unwrap(), "--to", CLUSTER]).await;
+    let held = fleet.keys().await;
+    assert!(held > 0);
+    let args = ["backup", CLUSTER, "--to", &place, "--output", "json"];
+    let taken = json(&fleet.run(&args).await.expect_code(0));
+    let spec = fs::read_to_string(fleet.directory().join("fleet.yaml")).unwrap();
+    assert_eq!(taken["spec"], spec, "{taken}");
+    let args = ["restore", "latest", "--from", &place, "--to", CLUSTER, "--yes", "-o", "json"];
+    let report = json(&fleet.run(&args).await.expect_code(0));
+    assert_eq!(report["existing_same"], held, "{report}");
+    let ended = fleet.run(&["backup", "mian", "--to", &place]).await.expect_code(1);
+    assert!(said(&ended).contains("did you mean"), "{ended:?}");
+}
