@@ -76,6 +76,11 @@ impl Authority {
 
     /// Likewise, asking for the host of that name.
     pub fn connect_to(&self, host: &str, address: SocketAddr, own: Option<&str>) -> Secure {
+        self.connect_over(host, TcpStream::connect(address).unwrap(), own)
+    }
+
+    /// Likewise, over a connection that is there.
+    pub fn connect_over(&self, host: &str, stream: TcpStream, own: Option<&str>) -> Secure {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
@@ -93,7 +98,6 @@ impl Authority {
         };
         let session =
             ClientConnection::new(Arc::new(config), ServerName::try_from(host.to_owned()).unwrap());
-        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(TIME_MAX)).unwrap();
         Secure { stream: StreamOwned::new(session.unwrap(), stream), decoder: Decoder::default() }
     }

@@ -237,6 +237,11 @@ impl Wire {
         Ok(self.stream.local_addr()?)
     }
 
+    /// Sends bytes as they are.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stream.write_all(bytes)?)
+    }
+
     /// Sends commands in one go.
     pub fn send(&mut self, commands: &[Vec<Vec<u8>>]) -> Result<()> {
         let mut bytes = Vec::new();

@@ -290,3 +290,65 @@ fn figures_are_given_away() {
     assert!(ask("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
 }
+
+#[test]
+fn a_load_balancer_says_who_its_clients_are() {
+    let (backend, authority) = (Backend::start(), Authority::new());
+    authority.issue("proxy");
+    let (certificate, key) = (authority.file("proxy.pem"), authority.file("proxy.key"));
+    let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
+    let more = ["--proxy-protocol", "--clients-max", "3", "--slowlog-slower-than", "0"];
+    let proxy = Program::start(&[backend.address], &[&tls[..], &more].concat());
+    let info = |text: &str| -> Vec<String> {
+        let words = text.split_whitespace().map(str::to_owned);
+        words.filter(|word| word.starts_with("addr=") || word.starts_with("laddr=")).collect()
+    };
+    let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    binary.extend([192, 0, 2, 1, 10, 0, 0, 9, 0x12, 0x34, 0x18, 0xeb]);
+    // As it may come: in parts, and with the first request right behind it.
+    let mut wire = Wire::open(proxy.plain).unwrap();
+    for part in [&binary[..7], &binary[7..20], &[&binary[20..], b"CLIENT INFO\r\n"].concat()] {
+        wire.send_bytes(part).unwrap();
+    }
+    let said = wire.reply().unwrap();
+    let expected = ["addr=192.0.2.1:4660", "laddr=10.0.0.9:6379"];
+    assert_eq!(info(said.as_str().unwrap()), expected);
+    assert_eq!(wire.call(&[b"GET", b"a"]).unwrap(), bulk("a"));
+    let slow = wire.call(&[b"SLOWLOG", b"GET"]).unwrap();
+    let row = slow.as_array().unwrap()[0].as_array().unwrap();
+    assert_eq!(row[4], bulk("192.0.2.1:4660"));
+    // The balancer itself, which looks whether the proxy is there.
+    let mut own = Wire::open(proxy.plain).unwrap();
+    own.send_bytes(b"PROXY UNKNOWN\r\nCLIENT INFO\r\n").unwrap();
+    let said = own.reply().unwrap();
+    assert_eq!(info(said.as_str().unwrap())[1], format!("laddr={}", proxy.plain));
+    // TLS begins behind the header.
+    let mut stream = TcpStream::connect(proxy.tls.unwrap()).unwrap();
+    stream.write_all(&binary).unwrap();
+    let mut client = authority.connect_over("localhost", stream, None);
+    let said = client.call(&["CLIENT", "INFO"]).unwrap();
+    assert_eq!(info(said.as_str().unwrap()), expected);
+    drop(client);
+    // Who says something else is not served, and takes no place.
+    for wrong in ["PING\r\n", "*1\r\n$4\r\nPING\r\n", "PROXY TCP4 1.2.3.4\r\nPING\r\n"] {
+        for address in [proxy.plain, proxy.tls.unwrap()] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(wrong.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert!(answer.is_empty() || answer.starts_with(b"-ERR max number"), "{answer:?}");
+        }
+    }
+    wait_until("there is room", || {
+        let mut last = Wire::open(proxy.plain).unwrap();
+        last.send_bytes(b"PROXY TCP4 192.0.2.7 10.0.0.9 7 8\r\nPING\r\n").unwrap();
+        last.reply().is_ok_and(|reply| reply == Value::Simple("PONG".into()))
+    });
+    // Who waits with its header keeps nobody from ending.
+    let waits = TcpStream::connect(proxy.plain).unwrap();
+    drop((wire, own));
+    let mut proxy = proxy;
+    proxy.signal("TERM");
+    drop(waits);
+    assert!(proxy.ended().success());
+}

@@ -67,6 +67,8 @@ pub struct Service {
     pub tls: Option<(Address, TlsFiles)>,
     /// So many clients at once, at all addresses together.
     pub clients_max: Option<usize>,
+    /// Clients come through load balancers that say whose a connection is (PROXY protocol).
+    pub balanced: bool,
     pub slow_log: SlowLogSetup,
     /// What all clients together may ask; how many they may be says `clients_max`.
     pub allowance: Allowance,
@@ -172,7 +174,8 @@ impl Proxy {
         let crowd = service.clients_max.map(Crowd::new);
         let listeners = Listener::bind(&setup.listen, setup.threads, BACKLOG, None)?;
         let listen = listeners.first().map_or(&setup.listen, Listener::address).clone();
-        let plain = Terms { tls: None, crowd: crowd.clone() };
+        let balanced = service.balanced;
+        let plain = Terms { tls: None, crowd: crowd.clone(), balanced };
         let mut shares: Vec<Vec<(usize, Listener)>> =
             listeners.into_iter().map(|each| vec![(0, each.with_terms(plain.clone()))]).collect();
         let mut tls = None;
@@ -180,7 +183,7 @@ impl Proxy {
             let acceptor = Arc::new(Acceptor::load(files)?);
             let listeners = Listener::bind(&address, setup.threads, BACKLOG, None)?;
             let address = listeners.first().map_or(&address, Listener::address).clone();
-            let terms = Terms { tls: Some(Arc::clone(&acceptor)), crowd };
+            let terms = Terms { tls: Some(Arc::clone(&acceptor)), crowd, balanced };
             for (share, listener) in shares.iter_mut().zip(listeners) {
                 share.push((0, listener.with_terms(terms.clone())));
             }

@@ -59,6 +59,10 @@ pub struct Args {
     /// Clients at once; who comes beyond that is refused
     #[arg(long, value_name = "N", conflicts_with = "twemproxy")]
     clients_max: Option<usize>,
+    /// Clients come through a load balancer that says whose a connection is (PROXY protocol 1 or 2);
+    /// who doesn't say it is refused
+    #[arg(long, conflicts_with = "twemproxy")]
+    proxy_protocol: bool,
     /// Users beside those that the cluster knows, with their limits (YAML)
     #[arg(long, value_name = "FILE", conflicts_with = "twemproxy")]
     users: Option<PathBuf>,
@@ -157,7 +161,13 @@ fn service(args: &Args) -> Result<Service, Failure> {
         requests_per_second: args.requests_per_second,
         bytes_per_second: args.bytes_per_second,
     };
-    Ok(Service { tls: args.tls.read()?, clients_max: args.clients_max, slow_log, allowance })
+    Ok(Service {
+        tls: args.tls.read()?,
+        clients_max: args.clients_max,
+        balanced: args.proxy_protocol,
+        slow_log,
+        allowance,
+    })
 }
 
 fn read_state(file: &Path) -> Result<Setup, Failure> {

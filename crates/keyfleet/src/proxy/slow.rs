@@ -18,6 +18,7 @@ struct Row {
     micros_at_server: u64,
     server: String,
     client: u64,
+    client_address: String,
     client_name: String,
     user: String,
 }
@@ -37,6 +38,7 @@ impl Row {
             micros_at_server: slow.at_server,
             server: slow.server.to_string(),
             client: slow.client,
+            client_address: slow.client_address.map_or_else(String::new, |it| it.to_string()),
             client_name: text(&slow.client_name),
             user: text(slow.user.as_deref().unwrap_or(b"default")),
         }

@@ -22,6 +22,13 @@ pub(super) struct Drain {
     open: Vec<usize>,
 }
 
+impl Drain {
+    /// One more, whose connection was there already.
+    pub fn add(&mut self, client: usize) {
+        self.open.push(client);
+    }
+}
+
 /// The socket of a client that is no more. Closing it with something unread could take back what
 /// was written.
 pub(super) struct Lingering {
@@ -63,8 +70,8 @@ impl Loop {
             self.engine.client_ended(place.id);
             false
         });
-        let done = self.engine.clients() == 0 && self.lingering.is_empty();
-        self.stopping |= done || Instant::now() >= until;
+        let left = self.engine.clients() + self.arrivals.len() + self.lingering.len();
+        self.stopping |= left == 0 || Instant::now() >= until;
         self.drain = Some(Drain { until, open });
     }
 

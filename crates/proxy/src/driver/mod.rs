@@ -6,10 +6,12 @@
 //!
 //! TLS lies between a socket and the engine, which sees plain bytes only.
 
+mod arrivals;
 mod certificates;
 mod change;
 mod crowd;
 mod drain;
+mod header;
 mod resolver;
 mod running;
 mod socket;
@@ -27,6 +29,15 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, event::Event};
 
+use self::{
+    arrivals::Arrival,
+    crowd::Seat,
+    drain::{Drain, Lingering},
+    header::Ends,
+    resolver::Resolver,
+    running::Message,
+    socket::Socket,
+};
 pub use self::{
     certificates::{
         Acceptor, CertificateFiles, ClientAuthority, Connector, ServerTlsFiles, TlsError, TlsFiles,
@@ -35,13 +46,6 @@ pub use self::{
     crowd::Crowd,
     running::{Notice, Running, start},
     socket::{ListenError, Listener, Terms},
-};
-use self::{
-    crowd::Seat,
-    drain::{Drain, Lingering},
-    resolver::Resolver,
-    running::Message,
-    socket::Socket,
 };
 use crate::{
     engine::{Action, ClientId, ConnId, Engine, Loss, Micros},
@@ -61,7 +65,8 @@ const KIND_BITS: usize = 2;
 const CLIENT: usize = 0;
 const CONN: usize = 1;
 const LISTENER: usize = 2;
-const WAKER: Token = Token(3);
+const ARRIVAL: usize = 3;
+const WAKER: Token = Token(ARRIVAL);
 
 /// A socket with what is known of it, so that no call is made in vain.
 struct Place<T> {
@@ -93,6 +98,7 @@ struct Loop {
     started: Instant,
     /// By token; places are reused.
     listeners: Vec<Option<(usize, Listener)>>,
+    arrivals: Vec<Option<Arrival>>,
     clients: Vec<Option<Place<ClientId>>>,
     conns: Vec<Option<Place<ConnId>>>,
     buffer: Box<[u8]>,
@@ -133,6 +139,9 @@ impl Loop {
             if due.is_some_and(|due| due <= now) {
                 self.engine.tick();
             }
+            if !self.arrivals.is_empty() {
+                self.expire_arrivals();
+            }
             if self.drain.is_some() {
                 self.go_on_draining();
             }
@@ -151,6 +160,11 @@ impl Loop {
         }
         let due = self.engine.next_tick();
         let wait = due.map(|due| Duration::from_micros(due.saturating_sub(self.engine.now())));
+        let wait = if self.arrivals.is_empty() {
+            wait
+        } else {
+            Some(wait.map_or(arrivals::LOOK, |wait| wait.min(arrivals::LOOK)))
+        };
         if self.drain.is_some() || !self.lingering.is_empty() {
             return Some(wait.map_or(drain::LOOK, |wait| wait.min(drain::LOOK)));
         }
@@ -182,6 +196,7 @@ impl Loop {
             }
             CONN => self.conn_event(index, event),
             LISTENER => self.accept(index),
+            _ if index > 0 => self.go_on_arriving(index - 1),
             _ => self.receive(),
         }
     }
@@ -251,8 +266,8 @@ impl Loop {
         for _ in 0..ACCEPTS_MAX {
             let Some(Some((pool, listener))) = self.listeners.get(index) else { return false };
             let pool = *pool;
-            let mut socket = match listener.accept() {
-                Ok(socket) => socket,
+            let (mut socket, from) = match listener.accept() {
+                Ok(accepted) => accepted,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -267,28 +282,44 @@ impl Loop {
                 self.engine.client_refused(pool);
                 continue;
             };
-            let id = self.engine.client_opened(pool);
-            if let Some(address) = socket.local_address() {
-                self.engine.set_client_local(id, address);
+            let ends = socket.local_address().zip(from);
+            let ends = ends.map(|(reached, client)| Ends { client, reached });
+            match socket {
+                Socket::Tcp(stream) if listener.terms().balanced => {
+                    let (terms, since) = (listener.terms().clone(), Instant::now());
+                    self.arrive(Arrival { stream, pool, terms, seat, ends, since });
+                }
+                socket => self.admit(pool, socket, seat, ends),
             }
-            let token = Token(id.index() << KIND_BITS | CLIENT);
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            if socket.register(self.poll.registry(), token, interest).is_err() {
-                self.engine.client_gone(id);
-                continue;
-            }
-            let place = Place {
-                id,
-                socket,
-                readable: true,
-                writable: true,
-                wanted: true,
-                closing: false,
-                _seat: seat,
-            };
-            put(&mut self.clients, id.index(), place);
         }
         true
+    }
+
+    /// Begins to serve a client.
+    fn admit(&mut self, pool: usize, mut socket: Socket, seat: Option<Seat>, ends: Option<Ends>) {
+        let id = self.engine.client_opened(pool);
+        if let Some(Ends { client, reached }) = ends {
+            self.engine.set_client_ends(id, client, reached);
+        }
+        let token = Token(id.index() << KIND_BITS | CLIENT);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if socket.register(self.poll.registry(), token, interest).is_err() {
+            self.engine.client_gone(id);
+            return;
+        }
+        let place = Place {
+            id,
+            socket,
+            readable: true,
+            writable: true,
+            wanted: true,
+            closing: false,
+            _seat: seat,
+        };
+        put(&mut self.clients, id.index(), place);
+        if let Some(drain) = &mut self.drain {
+            drain.add(id.index());
+        }
     }
 
     fn read_client(&mut self, index: usize) {

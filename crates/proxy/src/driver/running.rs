@@ -118,6 +118,7 @@ pub fn start(
         engine,
         started: Instant::now(),
         listeners: Vec::new(),
+        arrivals: Vec::new(),
         clients: Vec::new(),
         conns: Vec::new(),
         buffer: vec![0; READ_BYTES].into_boxed_slice(),

@@ -180,6 +180,18 @@ pub struct Terms {
     /// Over TCP with TLS; a path is served without.
     pub tls: Option<Arc<Acceptor>>,
     pub crowd: Option<Arc<Crowd>>,
+    /// Load balancers connect clients here, and say whose a connection is first (PROXY protocol).
+    pub balanced: bool,
+}
+
+impl Terms {
+    /// A client that may begin.
+    pub(super) fn admit(&self, stream: TcpStream) -> io::Result<Socket> {
+        match &self.tls {
+            None => Ok(Socket::Tcp(stream)),
+            Some(acceptor) => Ok(Socket::Tls(Box::new(acceptor.accept(stream)?))),
+        }
+    }
 }
 
 /// There are as many clients as may be.
@@ -250,18 +262,25 @@ impl Listener {
         }
     }
 
-    pub(super) fn accept(&self) -> io::Result<Socket> {
+    /// A connection and where it comes from. Where [`Terms::balanced`], it has to be admitted yet.
+    pub(super) fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         match &self.kind {
             Kind::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
+                let (stream, from) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                match &self.terms.tls {
-                    None => Ok(Socket::Tcp(stream)),
-                    Some(acceptor) => Ok(Socket::Tls(Box::new(acceptor.accept(stream)?))),
-                }
+                let socket = if self.terms.balanced {
+                    Socket::Tcp(stream)
+                } else {
+                    self.terms.admit(stream)?
+                };
+                Ok((socket, Some(from)))
             }
-            Kind::Unix(listener) => Ok(Socket::Unix(listener.accept()?.0)),
+            Kind::Unix(listener) => Ok((Socket::Unix(listener.accept()?.0), None)),
         }
+    }
+
+    pub(super) fn terms(&self) -> &Terms {
+        &self.terms
     }
 }
 

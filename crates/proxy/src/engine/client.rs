@@ -37,6 +37,8 @@ pub struct Client {
     pub(super) name: Option<Box<[u8]>>,
     /// The address of ours that it is connected to, if it has one.
     pub(super) local: Option<SocketAddr>,
+    /// Its own address, if it has one.
+    pub(super) peer: Option<SocketAddr>,
     /// Who it logged in as.
     pub(super) user: Option<Box<[u8]>>,
     /// What it asks is counted; see `quota`.
@@ -178,6 +180,7 @@ impl Client {
             number,
             name: None,
             local: None,
+            peer: None,
             user: None,
             limited: false,
             charged: 0,

@@ -1,5 +1,7 @@
 //! CLIENT and its subcommands, and ACL WHOAMI: what a client is told of itself, and may say.
 
+use std::net::SocketAddr;
+
 use super::{
     ClientId, Core, client::Client, dispatch::Request, split::push_number,
     subscription::Subscriptions,
@@ -81,10 +83,13 @@ fn describe(client: &Client) -> String {
     let session = client.session.as_deref();
     let counts = session.and_then(|session| session.subscriptions.as_ref());
     let [channels, patterns, shards] = counts.map(Subscriptions::counts).unwrap_or_default();
+    let address = |address: Option<SocketAddr>| address.map(|it| it.to_string());
     format!(
-        "id={} name={name} db=0 sub={channels} psub={patterns} ssub={shards} multi=-1 watch=0 \
-        cmd=client user={} resp={}",
+        "id={} addr={} laddr={} name={name} db=0 sub={channels} psub={patterns} ssub={shards} \
+        multi=-1 watch=0 cmd=client user={} resp={}",
         client.number,
+        address(client.peer).unwrap_or_default(),
+        address(client.local).unwrap_or_default(),
         String::from_utf8_lossy(user),
         client.protocol
     )

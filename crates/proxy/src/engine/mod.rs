@@ -291,10 +291,10 @@ impl Engine {
         self.clients.insert(client)
     }
 
-    /// The address of ours that a client is connected to.
-    pub fn set_client_local(&mut self, id: ClientId, address: SocketAddr) {
+    /// A client's address, and that of ours which it is connected to.
+    pub fn set_client_ends(&mut self, id: ClientId, peer: SocketAddr, local: SocketAddr) {
         if let Some(client) = self.clients.get_mut(id) {
-            client.local = Some(address);
+            (client.peer, client.local) = (Some(peer), Some(local));
         }
     }
 

@@ -11,6 +11,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -65,6 +66,7 @@ pub struct SlowRequest {
     pub words: Vec<Vec<u8>>,
     /// What CLIENT ID and CLIENT GETNAME say.
     pub client: u64,
+    pub client_address: Option<SocketAddr>,
     pub client_name: Vec<u8>,
     /// None: who never said who he is.
     pub user: Option<Box<[u8]>>,
@@ -113,7 +115,9 @@ impl SlowRequest {
             Value::Integer(self.at_seconds.cast_signed()),
             Value::Integer(self.total.cast_signed()),
             Value::Array(self.words.iter().cloned().map(Value::Bulk).collect()),
-            Value::Bulk(format!("id={}", self.client).into_bytes()),
+            Value::Bulk(
+                self.client_address.map_or_else(String::new, |it| it.to_string()).into_bytes(),
+            ),
             Value::Bulk(self.client_name.clone()),
         ])
     }
@@ -191,6 +195,7 @@ impl Engine {
             server: Arc::clone(&server.address),
             words,
             client: client.number,
+            client_address: client.peer,
             client_name: client.name.as_deref().unwrap_or_default().to_vec(),
             user: client.user.clone(),
             pool: client.pool,
