@@ -104,13 +104,14 @@ impl Service {
             served.push(Served { number, pool, address });
         }
         let (notices, _) = mpsc::channel();
+        let limits = Limits::default();
         let mut loops = Vec::new();
         for (thread, share) in listeners.into_iter().enumerate() {
             let seed = thread as u32;
             let setups = served.iter().map(|each| setup(&each.pool, options.ejected, seed));
             let (setups, notices) = (setups.collect(), notices.clone());
             let name = format!("proxy-{thread}");
-            let (limits, tls) = (Limits::default(), options.tls.clone());
+            let (limits, tls) = (limits.clone(), options.tls.clone());
             loops.push(driver::start(&name, limits, tls, setups, share, notices)?);
         }
         let service = Self { loops, next: served.len(), pools: served, options };

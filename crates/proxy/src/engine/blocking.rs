@@ -8,9 +8,10 @@ use super::{
     client::Client,
     dispatch::{Outcome, Request},
     error,
+    private::{Again, DELAY},
     server::{Pending, Role},
     session::Errand,
-    transaction::{DELAY, MOVES_MAX},
+    transaction::MOVES_MAX,
 };
 use protocol::commands::Command;
 
@@ -125,23 +126,14 @@ impl Engine {
         let Some(session) = client.session.as_deref_mut() else { return };
         let Some(Errand::Blocked(blocked)) = &mut session.errand else { return };
         let Some((due, pending)) = blocked.postponed.take() else { return };
-        if due > self.core.now {
-            blocked.postponed = Some((due, pending));
-            self.core.postponed.push(owner);
-            return;
-        }
-        let found = self.core.server_of(pool, blocked.lane);
-        let conn = found.and_then(|server| self.core.take_private(server, profile, owner).ok());
-        if let Some(conn) = conn {
-            self.core.block_again(conn, blocked, &pending, false);
-        } else if !self.core.time_is_up(pool, &pending) {
-            self.core.want_refresh(pool);
-            blocked.postponed = Some((self.core.now + DELAY, pending));
-            self.core.postponed.push(owner);
-        } else {
-            session.errand = None;
-            client.settle();
-            self.fail(&pending, error::SESSION_LOST);
+        match self.core.again(owner, (pool, profile), blocked.lane, Some(&pending), due) {
+            Again::At(due) => blocked.postponed = Some((due, pending)),
+            Again::Over(conn) => self.core.block_again(conn, blocked, &pending, false),
+            Again::Never => {
+                session.errand = None;
+                client.settle();
+                self.fail(&pending, error::SESSION_LOST);
+            }
         }
     }
 }

@@ -7,7 +7,6 @@ use super::{
     output::Output,
     quota::Part,
     request::Progress,
-    server::ConnId,
     session::Session,
     slab::{Id, Slab},
     split::Split,
@@ -29,7 +28,6 @@ pub struct Client {
     pub(super) dirty: bool,
     pub(super) hold: Hold,
     pub(super) ending: Ending,
-    pub(super) mode: Mode,
     /// The number of its oldest request without an answer.
     pub(super) head: u32,
     /// What CLIENT ID says.
@@ -48,15 +46,6 @@ pub struct Client {
     pub(super) part: Option<Part>,
     pub(super) work: Option<Box<Work>>,
     pub(super) session: Option<Box<Session>>,
-}
-
-/// Where its requests go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// To connections that others use too.
-    Shared,
-    /// A large one goes to one that is its own meanwhile.
-    Pinned(ConnId),
 }
 
 /// Why its requests are not looked at for a while.
@@ -175,7 +164,6 @@ impl Client {
             dirty: false,
             hold: Hold::None,
             ending: Ending::No,
-            mode: Mode::Shared,
             head: 0,
             number,
             name: None,

@@ -51,41 +51,11 @@ impl Core {
         Ok(conn)
     }
 
-    /// A connection that belongs to a client alone, until [`Core::give_back`]. The client is to be
-    /// [`super::Mode::Pinned`] to it.
-    pub(super) fn private_conn(
-        &mut self,
-        server: u16,
-        profile: u16,
-        client: ClientId,
-    ) -> Result<ConnId, &'static [u8]> {
-        let id = match self.link(server, profile).and_then(|link| link.spare.pop()) {
-            Some(spare) => spare,
-            None => self.open_conn(server, profile, false)?,
-        };
-        if let Some(conn) = self.conns.get_mut(id) {
-            conn.owner = Some(client);
-        }
-        Ok(id)
-    }
-
-    /// A client is done with its private connection, and left nothing behind on it: somebody else
-    /// may have it. One that waits for replies is not clean, and is closed.
-    pub(super) fn give_back(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.owner = None;
-        let (server, profile) = (conn.server, conn.profile);
-        if conn.dead {
-            return;
-        }
-        let clean = conn.pending.is_empty() && conn.output.unsent_len() == 0;
-        if clean
-            && let Some(link) = self.link(server, profile)
-            && link.spare.len() < SPARE_MAX
-        {
-            link.spare.push(id);
-        } else {
-            self.turn.finished.push(id);
+    /// A server said so much that [`Engine::reply`] doesn't see.
+    pub(super) fn count_bytes(&self, id: ConnId, bytes: usize) {
+        let server = self.conns.get(id).and_then(|conn| self.servers.get(usize::from(conn.server)));
+        if let Some(server) = server {
+            server.counters.response_bytes.add(bytes as u64);
         }
     }
 
@@ -95,7 +65,7 @@ impl Core {
     }
 
     /// Begins to make a connection.
-    fn open_conn(
+    pub(super) fn open_conn(
         &mut self,
         server_index: u16,
         profile: u16,
@@ -457,7 +427,5 @@ impl Engine {
 
 /// A connection whose oldest request is unanswered for so many timeouts is given up.
 const GIVE_UP_TIMEOUTS: u64 = 4;
-/// So many private connections to a server wait for their next client at most.
-const SPARE_MAX: usize = 64;
 /// How exact timeouts are.
 const TICK: Micros = 20_000;

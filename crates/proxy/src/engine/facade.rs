@@ -4,7 +4,7 @@
 //! for slots, and learn of a cluster of one node, at the address that they are connected to; so
 //! they send everything here. A ring is no cluster for them.
 //!
-//! INFO's figures are those of the event loop that serves the client who asks.
+//! INFO's figures are those of all event loops ([`super::Board`]).
 
 use std::{fmt::Write as _, net::SocketAddr};
 
@@ -23,6 +23,7 @@ use super::{
     gather::How,
     local::SERVED_VERSION,
 };
+use crate::counters::{Counter, PoolCounters, ServerCounters};
 
 /// Parameters that tell clients how to behave, and no secrets.
 const SHOWN_PARAMETERS: [&str; 16] = [
@@ -175,7 +176,9 @@ impl Core {
 
     fn section(&self, client: &Client, name: &str) -> Vec<(String, String)> {
         let Some(pool) = self.pools.get(usize::from(client.pool)) else { return Vec::new() };
-        let counters = &pool.counters;
+        let number = usize::from(client.pool);
+        let sum =
+            |of: fn(&PoolCounters) -> &Counter| self.limits.board.pool(number, of).to_string();
         let uptime = self.now / 1_000_000;
         let fields: Vec<(&str, String)> = match name {
             "Server" => vec![
@@ -186,18 +189,18 @@ impl Core {
                 ("uptime_in_seconds", uptime.to_string()),
                 ("uptime_in_days", (uptime / 86_400).to_string()),
             ],
-            "Clients" => vec![("connected_clients", counters.clients.get().to_string())],
+            "Clients" => vec![("connected_clients", sum(|c| &c.clients))],
             // What clients wait for before they send anything.
             "Persistence" => vec![("loading", "0".to_owned()), ("async_loading", "0".to_owned())],
             "Stats" => vec![
-                ("total_connections_received", counters.clients_ever.get().to_string()),
-                ("total_commands_processed", counters.requests.get().to_string()),
-                ("total_net_input_bytes", counters.request_bytes.get().to_string()),
-                ("total_net_output_bytes", counters.response_bytes.get().to_string()),
-                ("proxy_fragments", counters.fragments.get().to_string()),
-                ("proxy_redirects", counters.redirects.get().to_string()),
-                ("proxy_retries", counters.retries.get().to_string()),
-                ("proxy_errors", counters.forward_errors.get().to_string()),
+                ("total_connections_received", sum(|c| &c.clients_ever)),
+                ("total_commands_processed", sum(|c| &c.requests)),
+                ("total_net_input_bytes", sum(|c| &c.request_bytes)),
+                ("total_net_output_bytes", sum(|c| &c.response_bytes)),
+                ("proxy_fragments", sum(|c| &c.fragments)),
+                ("proxy_redirects", sum(|c| &c.redirects)),
+                ("proxy_retries", sum(|c| &c.retries)),
+                ("proxy_errors", sum(|c| &c.forward_errors)),
             ],
             "Replication" => {
                 vec![("role", "master".to_owned()), ("connected_slaves", "0".to_owned())]
@@ -210,14 +213,16 @@ impl Core {
                 let servers =
                     pool.servers.iter().filter_map(|at| self.servers.get(usize::from(*at)));
                 let line = |(number, server): (usize, &super::server::Server)| {
-                    let c = &server.counters;
+                    let address = &*server.address;
+                    let sum = |of: fn(&ServerCounters) -> &Counter| {
+                        self.limits.board.server(usize::from(client.pool), address, of)
+                    };
                     let value = format!(
-                        "address={},connections={},requests={},responses={},timed_out={}",
-                        server.address,
-                        c.connections.get(),
-                        c.requests.get(),
-                        c.responses.get(),
-                        c.timed_out.get(),
+                        "address={address},connections={},requests={},responses={},timed_out={}",
+                        sum(|c| &c.connections),
+                        sum(|c| &c.requests),
+                        sum(|c| &c.responses),
+                        sum(|c| &c.timed_out),
                     );
                     (format!("server{number}"), value)
                 };
@@ -257,11 +262,7 @@ impl Core {
             self.reply(id, client, b"-ERR Invalid slot\r\n");
             return Outcome::Taken;
         };
-        let owner = self.pools.get(usize::from(client.pool)).and_then(|pool| match &pool.route {
-            Route::Slots(slots) => pool.servers.get(usize::from(slots.owner(slot)?)).copied(),
-            Route::Ring(_) => None,
-        });
-        let Some(server) = owner else {
+        let Some(server) = self.server_of(client.pool, Some(slot)) else {
             self.nobody(id, client);
             return Outcome::Taken;
         };

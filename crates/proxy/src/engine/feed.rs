@@ -52,6 +52,7 @@ impl Engine {
                     seen += length;
                     let frame = bytes.get(start..seen).unwrap_or_default();
                     start = seen;
+                    self.core.count_bytes(id, frame.len());
                     if !self.feed_frame(id, owner, frame) {
                         return Read::Broken;
                     }

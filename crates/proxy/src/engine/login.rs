@@ -317,7 +317,7 @@ impl Core {
     }
 
     /// The same but for the protocol.
-    fn with_protocol(&mut self, profile: u16, protocol: u8) -> u16 {
+    pub(super) fn with_protocol(&mut self, profile: u16, protocol: u8) -> u16 {
         match self.profiles.get(usize::from(profile)) {
             Some(found) if found.resp3 != (protocol == 3) => {
                 let wanted = Profile { resp3: protocol == 3, ..found.clone() };

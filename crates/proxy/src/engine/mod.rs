@@ -18,6 +18,7 @@
 //! [`Engine::next_action`] says; again while [`Engine::has_work`].
 
 mod blocking;
+mod board;
 mod client;
 mod conns;
 mod dispatch;
@@ -54,21 +55,22 @@ mod transaction;
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
-use self::{
-    client::{Awaited, Ending, Hold, Works},
-    scripts::Scripts,
-    server::{Conn, Link, Server},
-    slab::{Id, Slab},
-    split::Split,
-};
 pub use self::{
-    client::{Client, Mode, Work},
+    board::Board,
+    client::{Client, Work},
     figures::{Figures, PoolFigures, Queue, ServerFigures},
     login::{Password, User, Users},
     quota::{Allowance, Quota, Taken},
     server::ConnId,
     settings::{Limits, PoolSetup, Profile},
     slow_log::{SlowLog, SlowRequest},
+};
+use self::{
+    client::{Awaited, Ending, Hold, Works},
+    scripts::Scripts,
+    server::{Conn, Link, Server},
+    slab::{Id, Slab},
+    split::Split,
 };
 use crate::{
     counters::PoolCounters,
@@ -244,7 +246,9 @@ impl Engine {
         let servers = setup.servers.iter();
         let servers =
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
-        self.core.pools.push(Pool::new(setup, servers, profile, users));
+        let added = Pool::new(setup, servers, profile, users);
+        self.core.limits.board.note_pool(pool, &added.counters);
+        self.core.pools.push(added);
         pool
     }
 
@@ -388,9 +392,6 @@ impl Engine {
                 splits.remove(*split);
             }
         }
-        if let Mode::Pinned(conn) = client.mode {
-            turn.finished.push(conn);
-        }
         // Nothing keeps those back any more that waited for it to read.
         turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
             conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
@@ -423,9 +424,7 @@ impl Engine {
                 return;
             }
             // Its last request is answered: it needs no connection of its own any more.
-            if let Mode::Pinned(conn) = std::mem::replace(&mut client.mode, Mode::Shared) {
-                self.core.give_back(conn);
-            }
+            self.core.end_stream(client);
         }
         client.hold = Hold::None;
         let query = client.work.as_deref_mut().map(|work| std::mem::take(&mut work.query));
@@ -542,6 +541,8 @@ impl Core {
         if let Some(found) = self.servers.iter().position(same) {
             return found as u16;
         }
+        let counters = Arc::default();
+        self.limits.board.note_server(pool, &address, &counters);
         self.servers.push(Server {
             pool: pool as u16,
             address,
@@ -551,7 +552,7 @@ impl Core {
             faults: 0,
             fault_at: 0,
             ejected_until: 0,
-            counters: Arc::default(),
+            counters,
         });
         (self.servers.len() - 1) as u16
     }

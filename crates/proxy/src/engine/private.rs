@@ -6,7 +6,7 @@ use std::sync::Arc;
 use protocol::resp::encode_command;
 
 use super::{
-    ClientId, ConnId, Core, Route,
+    ClientId, ConnId, Core, Micros, Route,
     client::{Awaited, Client},
     error,
     redirect::{Wanted, wanted},
@@ -22,10 +22,12 @@ impl Core {
         profile: u16,
         owner: ClientId,
     ) -> Result<ConnId, &'static [u8]> {
-        let id = self.private_conn(server, profile, owner)?;
+        let id = match self.link(server, profile).and_then(|link| link.spare.pop()) {
+            Some(spare) => spare,
+            None => self.open_conn(server, profile, false)?,
+        };
         let conn = self.conns.get_mut(id).ok_or(error::REFUSED)?;
         let opens = conn.private.is_some_and(|private| private.opens);
-        conn.owner = None;
         conn.private = Some(Private { owner, patient: false, feed: false, opens });
         Ok(id)
     }
@@ -104,9 +106,11 @@ impl Core {
         if !free || conn.dead || conn.retired || !conn.pending.is_empty() {
             return;
         }
-        let (server, profile) = (conn.server, conn.profile);
-        if self.link(server, profile).is_none_or(|link| !link.spare.contains(&id)) {
-            self.give_back(id);
+        let (server, profile, unsent) = (conn.server, conn.profile, conn.output.unsent_len());
+        match self.link(server, profile) {
+            Some(link) if link.spare.contains(&id) => {}
+            Some(link) if unsent == 0 && link.spare.len() < SPARE_MAX => link.spare.push(id),
+            _ => self.turn.finished.push(id),
         }
     }
 
@@ -120,6 +124,21 @@ impl Core {
             self.turn.finished.push(id);
         }
     }
+}
+
+/// So many private connections to a server wait for their next client at most.
+const SPARE_MAX: usize = 64;
+/// The wait before something is sent again whose slot went to and fro, or is nobody's.
+pub(super) const DELAY: Micros = 20_000;
+
+/// Whether it is time to send again what waited for its slot to settle.
+pub(super) enum Again {
+    /// Not before then; the client is noted.
+    At(Micros),
+    /// Over this connection.
+    Over(ConnId),
+    /// Never: time is up.
+    Never,
 }
 
 /// Where a server says that a request belongs.
@@ -168,6 +187,35 @@ impl Core {
         if let Some(sent) = sent {
             (sent.at, sent.tries) = (pending.at, tries);
         }
+    }
+
+    /// Looks whether a client's session can go on at the owner of its slot. `since` is the first
+    /// request that waits; it is not looked at before `due`.
+    pub(super) fn again(
+        &mut self,
+        owner: ClientId,
+        (pool, profile): (u16, u16),
+        lane: Option<u16>,
+        since: Option<&Pending>,
+        due: Micros,
+    ) -> Again {
+        if due > self.now {
+            return self.postpone(owner, due);
+        }
+        let found = self.server_of(pool, lane);
+        match found.and_then(|server| self.take_private(server, profile, owner).ok()) {
+            Some(conn) => Again::Over(conn),
+            None if since.is_some_and(|since| !self.time_is_up(pool, since)) => {
+                self.want_refresh(pool);
+                self.postpone(owner, self.now + DELAY)
+            }
+            None => Again::Never,
+        }
+    }
+
+    fn postpone(&mut self, owner: ClientId, due: Micros) -> Again {
+        self.postponed.push(owner);
+        Again::At(due)
     }
 
     /// Who has a slot now.

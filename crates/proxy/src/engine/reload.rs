@@ -40,12 +40,17 @@ impl Engine {
         }
         self.core.rering(index as u16);
         if old_profile != profile {
+            // Those who said HELLO 3 have a profile of the same but for that.
+            let both = [2, 3].map(|protocol| {
+                let with = |profile| self.core.with_protocol(profile, protocol);
+                [old_profile, profile].map(with)
+            });
             for id in self.clients.ids() {
                 if let Some(client) = self.clients.get_mut(id)
                     && usize::from(client.pool) == index
-                    && client.profile == old_profile
+                    && let Some([_, new]) = both.iter().find(|[old, _]| client.profile == *old)
                 {
-                    client.profile = profile;
+                    client.profile = *new;
                 }
             }
         }

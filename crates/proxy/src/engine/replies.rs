@@ -144,7 +144,10 @@ impl Engine {
                 // It isn't whole, as far as it was seen.
                 let part = bytes.get(start..seen).unwrap_or_default();
                 match self.part(id, &pending, part) {
-                    Part::Passed => start = seen,
+                    Part::Passed => {
+                        self.core.count_bytes(id, part.len());
+                        start = seen;
+                    }
                     Part::Kept => {}
                     Part::MustWait => {
                         self.stall(id, pending.client);
@@ -221,7 +224,7 @@ impl Engine {
             return true;
         }
         let Some(mut pending) = conn.pop() else { return false };
-        let (keeps, private) = (conn.keeps, conn.owner.is_some());
+        let (keeps, private) = (conn.keeps, conn.private.is_some());
         let streamed = std::mem::take(&mut conn.streaming);
         let mut pool = 0;
         let server_index = conn.server;
@@ -266,7 +269,10 @@ impl Engine {
             }
         }
         let mut reply = reply;
-        if private && let Some(instead) = self.core.explain_redirect(id, reply) {
+        if private
+            && is_wanted
+            && let Some(instead) = self.core.explain_redirect(id, reply)
+        {
             reply = instead;
         }
         match pending.kind {

@@ -46,8 +46,6 @@ pub struct Conn {
     /// It is no more; only its socket is left.
     pub(super) dead: bool,
     pub(super) dirty: bool,
-    /// It belongs to this client alone.
-    pub(super) owner: Option<ClientId>,
     /// Requests that were written are kept until they are answered.
     pub(super) keeps: bool,
     pub(super) output: Output,
@@ -169,7 +167,6 @@ impl Conn {
             retired: false,
             dead: false,
             dirty: false,
-            owner: None,
             keeps,
             output: Output::default(),
             pending: VecDeque::new(),

@@ -1,5 +1,5 @@
 //! What ties a client to connections of its own: a transaction, a command that waits for data, a
-//! login that a server has to judge, subscriptions.
+//! login that a server has to judge, a large request on its way, subscriptions.
 //!
 //! A client whose session has a say is not [`Client::plain`]: each of its requests comes through
 //! [`Core::in_session`]. Where a session begins or ends, the requests before it are answered first
@@ -30,6 +30,8 @@ pub(super) struct Session {
 pub(super) enum Errand {
     Blocked(Blocked),
     Login(Login),
+    /// A request that is passed on as it comes.
+    Stream(ConnId),
 }
 
 impl Errand {
@@ -37,6 +39,7 @@ impl Errand {
         match self {
             Self::Blocked(blocked) => blocked.conn,
             Self::Login(login) => login.conn,
+            Self::Stream(conn) => *conn,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What an engine is told to begin with: limits, and pools of servers.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use super::{Micros, login::Users, quota::Quota, request::RequestLimits, slow_log::SlowLog};
+use super::{Board, Micros, login::Users, quota::Quota, request::RequestLimits, slow_log::SlowLog};
 use crate::route::{Address, Route};
 
 /// What may be held in memory, and for how long.
@@ -28,6 +28,8 @@ pub struct Limits {
     pub server_bytes_max: usize,
     /// Replies of several servers that become one may have so many bytes together.
     pub gathered_bytes_max: usize,
+    /// Where the figures stand of all engines that serve the same.
+    pub board: Arc<Board>,
     /// Where slow requests are noted, if they are.
     pub slow_log: Option<Arc<SlowLog>>,
     /// What all clients together may ask.
@@ -47,6 +49,7 @@ impl Default for Limits {
             stall: 10_000_000,
             server_bytes_max: 4 << 20,
             gathered_bytes_max: 64 << 20,
+            board: Arc::default(),
             slow_log: None,
             quota: None,
         }
@@ -54,7 +57,7 @@ impl Default for Limits {
 }
 
 /// What a connection to a server begins with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     pub user: Option<String>,
     pub password: Option<String>,
@@ -64,8 +67,17 @@ pub struct Profile {
     pub resp3: bool,
 }
 
+impl fmt::Debug for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, password: _, database, resp3 } = self;
+        let mut shown = f.debug_struct("Profile");
+        shown.field("user", user).field("database", database).field("resp3", resp3);
+        shown.finish_non_exhaustive()
+    }
+}
+
 /// A set of servers with what clients see as one.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PoolSetup {
     pub route: Route,
     /// In the route's order.
@@ -82,4 +94,38 @@ pub struct PoolSetup {
     /// The wait before a server that refused is tried again; doubled up to `backoff_max`.
     pub backoff_min: Micros,
     pub backoff_max: Micros,
+}
+
+impl fmt::Debug for PoolSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("PoolSetup");
+        shown.field("servers", &self.servers).field("profile", &self.profile);
+        shown.field("users", &self.users).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Slots;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let secret = || Some("sesame".to_owned());
+        let profile =
+            Profile { user: Some("ali".into()), password: secret(), ..Profile::default() };
+        let pool = PoolSetup {
+            route: Route::Slots(Slots::default()),
+            servers: Vec::new(),
+            profile,
+            client_password: secret(),
+            users: Users::default(),
+            timeout: None,
+            server_connections: 1,
+            backoff_min: 1,
+            backoff_max: 1,
+        };
+        let shown = format!("{pool:?}");
+        assert!(shown.contains("ali") && !shown.contains("sesame"), "{shown}");
+    }
 }

@@ -9,11 +9,12 @@ use protocol::commands::{self, Route as Way};
 
 use super::{
     ClientId, ConnId, Core,
-    client::{Awaited, Client, Hold, Mode},
+    client::{Awaited, Client, Hold},
     dispatch::Outcome,
     error,
     request::{Progress, RequestError, number},
     server::{Kind, Pending},
+    session::Errand,
 };
 
 /// How far a streamed request has come.
@@ -100,7 +101,7 @@ impl Core {
         let fits = command.route == Way::OneSlot
             && command.only_key() == Some(1)
             && command.takes(progress.words as usize);
-        if !fits || client.mode != Mode::Shared {
+        if !fits {
             return None;
         }
         if client.outstanding() > 0 {
@@ -113,7 +114,7 @@ impl Core {
         let server = target.server.and_then(|s| pool.servers.get(usize::from(s))).copied();
         let conn = server
             .ok_or(error::NOBODY)
-            .and_then(|server| self.private_conn(server, client.profile, id));
+            .and_then(|server| self.take_private(server, client.profile, id));
         let follower = Follower { words: progress.left, body: 0 };
         let work = client.work.get_or_insert_with(|| self.works.take());
         work.stream = Some(Stream { conn: conn.ok(), follower });
@@ -125,7 +126,8 @@ impl Core {
             Ok(conn_id) => {
                 let number = client.head.wrapping_add(work.ring.len() as u32);
                 work.ring.push_back(Awaited::Reply);
-                client.mode = Mode::Pinned(conn_id);
+                client.session_mut().errand = Some(Errand::Stream(conn_id));
+                client.settle();
                 let conn = self.conns.get_mut(conn_id)?;
                 conn.output.bytes().extend_from_slice(head);
                 conn.pending.push_back(Pending {
@@ -148,6 +150,21 @@ impl Core {
             }
         }
         Some(Outcome::Taken)
+    }
+
+    /// Nothing is waited for any more: a large request's connection is not needed for now. One that
+    /// was not answered in time may be still.
+    pub(super) fn end_stream(&mut self, client: &mut Client) {
+        let Some(session) = client.session.as_deref_mut() else { return };
+        if let Some(Errand::Stream(conn)) = session.errand {
+            session.errand = None;
+            client.settle();
+            if self.conns.get(conn).is_some_and(|conn| conn.pending.is_empty()) {
+                self.leave_private(conn);
+            } else {
+                self.close_private(conn);
+            }
+        }
     }
 
     /// The rest of a streamed request won't come: what was passed on of it is void.

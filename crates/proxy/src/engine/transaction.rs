@@ -12,7 +12,7 @@ use super::{
     client::{Client, Hold},
     dispatch::{Outcome, Request},
     error,
-    private::Elsewhere,
+    private::{Again, DELAY, Elsewhere},
     request::{self, Progress, RequestLimits},
     server::{Kind, Pending, Role},
 };
@@ -54,9 +54,6 @@ pub(super) struct Transaction {
 const LOG_BYTES_MAX: usize = 64 << 10;
 /// How often a request is sent elsewhere at once because its slot has moved.
 pub(super) const MOVES_MAX: u16 = 5;
-
-/// The wait before it is sent again after that.
-pub(super) const DELAY: Micros = 20_000;
 
 const QUEUED: &[u8] = b"+QUEUED\r\n";
 const OK: &[u8] = b"+OK\r\n";
@@ -530,32 +527,30 @@ impl Engine {
         let (profile, pool) = (client.profile, client.pool);
         let Some(transaction) = client.transaction_mut() else { return };
         let Some((due, waiting)) = transaction.postponed.take() else { return };
-        if due > self.core.now {
-            transaction.postponed = Some((due, waiting));
-            self.core.postponed.push(owner);
-            return;
+        let again = self.core.again(owner, (pool, profile), transaction.lane, waiting.first(), due);
+        match again {
+            Again::At(due) => transaction.postponed = Some((due, waiting)),
+            Again::Over(conn) => self.queue_again(owner, conn, &waiting, false),
+            Again::Never => self.give_transaction_up(owner, &waiting),
         }
-        let found = self.core.server_of(pool, transaction.lane);
-        let conn = found.and_then(|server| self.core.take_private(server, profile, owner).ok());
-        if let Some(conn) = conn {
-            self.queue_again(owner, conn, &waiting, false);
-        } else if waiting.first().is_some_and(|first| !self.core.time_is_up(pool, first)) {
-            self.core.want_refresh(pool);
-            transaction.postponed = Some((self.core.now + DELAY, waiting));
-            self.core.postponed.push(owner);
-        } else {
+    }
+
+    /// What waits for its slot to settle has waited long enough.
+    fn give_transaction_up(&mut self, owner: ClientId, waiting: &[Pending]) {
+        let Some(client) = self.clients.get_mut(owner) else { return };
+        if let Some(transaction) = client.transaction_mut() {
             transaction.lost = Some(MOVING.into());
             if transaction.ending {
                 client.session_mut().transaction = None;
             }
-            client.settle();
-            if client.hold == Hold::Session {
-                self.core.turn.woken.push(owner);
-            }
-            for pending in &waiting {
-                let ends = pending.kind == Kind::Session(Role::End);
-                self.pass_on(pending, if ends { error::EXEC_ABORT } else { MOVING });
-            }
+        }
+        client.settle();
+        if client.hold == Hold::Session {
+            self.core.turn.woken.push(owner);
+        }
+        for pending in waiting {
+            let ends = pending.kind == Kind::Session(Role::End);
+            self.pass_on(pending, if ends { error::EXEC_ABORT } else { MOVING });
         }
     }
 }

@@ -7,5 +7,6 @@ mod quota;
 mod random;
 mod scan;
 mod sessions;
+mod settings;
 mod slow_log;
 mod stage;

@@ -143,14 +143,16 @@ impl ServerEnd {
         Some(request::words(&bytes).map(<[u8]>::to_vec).collect())
     }
 
-    /// Sends some of what there is to be sent, or all; at most so many bytes.
-    pub fn send(&mut self, engine: &mut Engine, rng: &mut Rng, bytes_max: usize) {
+    /// Sends some of what there is to be sent, or all; at most so many bytes. How many it sent.
+    pub fn send(&mut self, engine: &mut Engine, rng: &mut Rng, bytes_max: usize) -> usize {
         let most = self.outgoing.len().min(bytes_max);
         let count = if rng.chance(50) { most } else { rng.below(most + 1) };
-        if self.read && count > 0 {
-            let bytes: Vec<u8> = self.outgoing.drain(..count).collect();
-            self.read = engine.conn_bytes(self.id, &bytes);
+        if !self.read || count == 0 {
+            return 0;
         }
+        let bytes: Vec<u8> = self.outgoing.drain(..count).collect();
+        self.read = engine.conn_bytes(self.id, &bytes);
+        count
     }
 }
 

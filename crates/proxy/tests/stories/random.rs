@@ -29,6 +29,8 @@ struct World {
     /// Faults may end requests with errors.
     faults: bool,
     answered: usize,
+    /// Bytes that servers sent.
+    said: usize,
 }
 
 /// The value of a key: known to everyone.
@@ -84,7 +86,7 @@ impl World {
         let mut rng = Rng(seed);
         engine.add_pool(setup(&mut rng, faults));
         let (clients, servers) = (Vec::new(), BTreeMap::new());
-        Self { rng, engine, now: 0, clients, servers, faults, answered: 0 }
+        Self { rng, engine, now: 0, clients, servers, faults, answered: 0, said: 0 }
     }
 
     fn ask(&mut self, index: usize) {
@@ -288,7 +290,7 @@ impl World {
         for _ in 0..self.rng.below(12) {
             Self::serve(server);
         }
-        server.send(&mut self.engine, &mut self.rng, 6_000);
+        self.said += server.send(&mut self.engine, &mut self.rng, 6_000);
     }
 
     /// A connection breaks, or says what nobody can understand or asked for.
@@ -316,7 +318,7 @@ impl World {
                 for _ in 0..30 {
                     Self::serve(server);
                 }
-                server.send(&mut self.engine, &mut self.rng, usize::MAX);
+                self.said += server.send(&mut self.engine, &mut self.rng, usize::MAX);
             }
             for id in self.clients.iter().map(|client| client.end.id).collect::<Vec<_>>() {
                 self.client_takes(id, 100);
@@ -327,7 +329,8 @@ impl World {
             self.settle();
             let idle =
                 |client: &Client| client.expected.is_empty() && client.end.outgoing.is_empty();
-            if self.clients.iter().all(idle) {
+            let quiet = self.servers.values().all(ServerEnd::is_quiet);
+            if self.clients.iter().all(idle) && quiet {
                 return;
             }
         }
@@ -348,6 +351,11 @@ fn story(seed: u64, faults: bool) -> [usize; 1] {
         assert!(bytes < 4 << 20, "{bytes} bytes of buffers");
     }
     world.finish();
+    let figures = world.engine.figures();
+    let heard = figures.pools[0].servers.iter().map(|server| server.counters.response_bytes.get());
+    let (heard, said) = (heard.sum::<u64>() as usize, world.said);
+    // What was on its way to a client who went, over a connection of his own, is lost with it.
+    assert!(faults || (said / 100 * 99..=said).contains(&heard), "{heard} bytes of {said}");
     [world.answered]
 }
 
