@@ -1,8 +1,15 @@
 //! What the proxy knows of requests, and where it sends reads, in front of real servers.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use keyfleet::proxy::{Service, SlowLogSetup, users};
+use keyfleet::proxy::{
+    Service, SlowLogSetup,
+    replicas::{ReadFrom, Reading},
+    users,
+};
 use protocol::Value;
 use tests::{
     cluster::{RawCluster, Shape, call},
@@ -124,4 +131,86 @@ users:
     };
     assert_eq!(figure("clients"), 2);
     assert!(figure("requests_total") >= 101 && figure("delays_total") >= 1, "{figures}");
+}
+
+/// A signal for a server's process.
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+async fn reads_from_replicas(kind: &str, version: &str) {
+    let mut cluster = cluster(kind, version, 1).await;
+    let reading = Reading { from: ReadFrom::Replica, ..Reading::default() };
+    let service = Service { reading, ..Service::default() };
+    let front = Front::serve(Front::setup(&cluster.addresses(), 2), service).unwrap();
+    let mut client = Wire::open(front.address).unwrap();
+    let keys: Vec<String> = (0..30).map(|number| format!("key:{number}")).collect();
+    for key in &keys {
+        assert_eq!(ask(&mut client, &format!("SET {key} {key}")), Value::Simple("OK".into()));
+    }
+    // All that was written is at all replicas.
+    for index in 0..3 {
+        let mut link = cluster.link(index).await.unwrap();
+        while call(&mut link, &["WAIT", "1", "1000"]).await.unwrap() != Value::Integer(1) {}
+    }
+    let asked = |node: usize| {
+        let address = cluster.nodes[node].addr.address;
+        let line = format!("keyfleet_proxy_server_responses_total{{server=\"{address}\"}} ");
+        let figures = front.figures();
+        let value = figures.lines().find_map(|each| each.strip_prefix(&line));
+        value.map_or(0, |value| value.parse::<u64>().unwrap())
+    };
+    let read_all = |client: &mut Wire| {
+        let requests: Vec<_> =
+            keys.iter().map(|key| vec![b"GET".to_vec(), key.as_bytes().to_vec()]).collect();
+        client.send(&requests).unwrap();
+        for key in &keys {
+            assert_eq!(client.reply().unwrap(), text_of(key));
+        }
+        let mget = format!("MGET {}", keys.join(" "));
+        let expected = keys.iter().map(|key| text_of(key)).collect();
+        assert_eq!(ask(client, &mget), Value::Array(expected));
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while (3..6).any(|replica| asked(replica) == 0) {
+        assert!(Instant::now() < until, "replicas are not read from");
+        read_all(&mut client);
+    }
+    // From now on they serve all reads, and what must be at primaries is.
+    let before: Vec<u64> = (0..6).map(asked).collect();
+    read_all(&mut client);
+    let after: Vec<u64> = (0..6).map(asked).collect();
+    assert_eq!(after[..3], before[..3]);
+    assert!((3..6).all(|replica| after[replica] > before[replica]), "{before:?} {after:?}");
+    for request in ["MULTI", "GET key:1", "SET key:1 key:1"] {
+        ask(&mut client, request);
+    }
+    let done = Value::Array(vec![text_of("key:1"), Value::Simple("OK".into())]);
+    assert_eq!(ask(&mut client, "EXEC"), done);
+    // One that hangs: what it was asked is asked elsewhere, and it is left out.
+    signal(cluster.nodes[3].pid(), "STOP");
+    read_all(&mut client);
+    let before = asked(0);
+    read_all(&mut client);
+    assert!(asked(0) > before);
+    signal(cluster.nodes[3].pid(), "CONT");
+    let before = asked(3);
+    let until = Instant::now() + Duration::from_secs(20);
+    while asked(3) == before {
+        assert!(Instant::now() < until, "it is not read from again");
+        read_all(&mut client);
+    }
+    cluster.kill(4).unwrap();
+    read_all(&mut client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_replicas_serve_reads() {
+    reads_from_replicas("redis", "7.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn valkey_replicas_serve_reads() {
+    reads_from_replicas("valkey", "9.1").await;
 }

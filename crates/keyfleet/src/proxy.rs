@@ -2,6 +2,7 @@
 //! cluster current.
 
 pub mod metrics;
+pub mod replicas;
 mod slow;
 pub mod users;
 
@@ -27,6 +28,8 @@ use proxy::{
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use self::replicas::{ReadFrom, Reading};
 
 /// A fleet's proxy reads what it is to do from this file of its directory. The file is only written
 /// while the proxy doesn't run, so it says what a running one was started with.
@@ -72,6 +75,7 @@ pub struct Service {
     pub slow_log: SlowLogSetup,
     /// What all clients together may ask; how many they may be says `clients_max`.
     pub allowance: Allowance,
+    pub reading: Reading,
 }
 
 /// Which requests are noted as slow.
@@ -152,6 +156,8 @@ pub struct Proxy {
     /// By the users' names; of nobody: of all.
     quotas: Vec<(Option<String>, Arc<Quota>)>,
     control: JoinHandle<()>,
+    /// Who finds out which replicas serve reads, and its end.
+    replicas: Option<(Sender<()>, JoinHandle<()>)>,
     /// Its end is the control thread's.
     end: Sender<Notice>,
 }
@@ -215,6 +221,7 @@ impl Proxy {
             loops.push(driver::start(&name, limits, tls, vec![pool], listeners, end.clone())?);
         }
         let loops = Arc::new(loops);
+        let replicas = watch_replicas(&loops, &setup, service.reading)?;
         let mut watch = Watch { loops: Arc::clone(&loops), setup, known: None };
         // Before anybody can ask.
         if let Some(topology) = topology {
@@ -222,7 +229,7 @@ impl Proxy {
         }
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, listen, tls, slow_log, quotas, control, end })
+        Ok(Self { loops, listen, tls, slow_log, quotas, control, replicas, end })
     }
 
     /// Where it listens: a port 0 was replaced.
@@ -257,7 +264,7 @@ impl Proxy {
     /// Takes no new clients, answers what those that are there have asked, and ends; after `span`
     /// at the latest.
     pub fn drain(self, span: Duration) -> io::Result<()> {
-        let Self { loops, control, end, .. } = self;
+        let Self { loops, control, replicas, end, .. } = self;
         for each in loops.iter() {
             if span.is_zero() {
                 each.stop();
@@ -266,6 +273,10 @@ impl Proxy {
             }
         }
         drop(end);
+        if let Some((end, replicas)) = replicas {
+            drop(end);
+            let _ = replicas.join();
+        }
         // It has a share in the loops until the last of their senders is gone.
         let _ = control.join();
         for each in Arc::into_inner(loops).into_iter().flatten() {
@@ -273,6 +284,22 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// Where reads go elsewhere than to primaries.
+fn watch_replicas(
+    loops: &Arc<Vec<driver::Running>>,
+    setup: &Setup,
+    reading: Reading,
+) -> io::Result<Option<(Sender<()>, JoinHandle<()>)>> {
+    if reading.from == ReadFrom::Primary {
+        return Ok(None);
+    }
+    let (end, ended) = mpsc::channel();
+    let (seeds, profile, tls) = (setup.seeds.clone(), setup.profile.clone(), setup.tls.clone());
+    let watch = replicas::Watch { loops: Arc::clone(loops), seeds, profile, tls, reading };
+    let thread = thread::Builder::new().name("replicas".to_owned());
+    Ok(Some((end, thread.spawn(move || watch.run(&ended))?)))
 }
 
 /// As many open files as this process may have: each client is one.

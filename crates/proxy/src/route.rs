@@ -192,6 +192,15 @@ pub struct Topology {
     pub primaries: Vec<Primary>,
 }
 
+/// Who serves reads in place of primaries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Readers {
+    /// For a primary those that do, itself maybe among them.
+    pub of: Vec<(Arc<Address>, Vec<Arc<Address>>)>,
+    /// Servers that don't answer: nobody should wait for them.
+    pub gone: Vec<Arc<Address>>,
+}
+
 /// A primary and its slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Primary {

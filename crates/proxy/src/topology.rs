@@ -46,6 +46,29 @@ pub fn ask(
     tls: Option<&Connector>,
     deadline: Duration,
 ) -> Result<Topology, TopologyError> {
+    let mut topology = Topology::default();
+    for answer in exchange(address, profile, tls, deadline, &[&["CLUSTER", "SLOTS"]])? {
+        topology = read(&answer.value, address).ok_or(TopologyError::Shape)?;
+    }
+    if topology.primaries.is_empty() { Err(TopologyError::Empty) } else { Ok(topology) }
+}
+
+/// A node's answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub value: Value,
+    /// From the request to the answer.
+    pub took: Duration,
+}
+
+/// Asks a node one thing after another. Blocks for as long as `deadline`.
+pub fn exchange(
+    address: &Address,
+    profile: &Profile,
+    tls: Option<&Connector>,
+    deadline: Duration,
+    requests: &[&[&str]],
+) -> Result<Vec<Answer>, TopologyError> {
     let give_up = Instant::now() + deadline;
     let target: SocketAddr = match address {
         Address::Tcp(address) => *address,
@@ -90,8 +113,11 @@ pub fn ask(
         (None, Some(password)) => drop(call(&["AUTH", password])?),
         (_, None) => {}
     }
-    let topology = read(&call(&["CLUSTER", "SLOTS"])?, address).ok_or(TopologyError::Shape)?;
-    if topology.primaries.is_empty() { Err(TopologyError::Empty) } else { Ok(topology) }
+    let answers = requests.iter().map(|words| {
+        let began = Instant::now();
+        Ok(Answer { value: call(words)?, took: began.elapsed() })
+    });
+    answers.collect()
 }
 
 /// Reads the reply to CLUSTER SLOTS of the node at `asked`. None: it has another shape.
@@ -101,19 +127,43 @@ pub fn read(reply: &Value, asked: &Address) -> Option<Topology> {
     for range in reply.as_array()? {
         let [first, last, primary, ..] = range.as_array()? else { return None };
         let slots = SlotSet::range(number(first)?, number(last)?);
-        let [host, port, ..] = primary.as_array()? else { return None };
-        let port = number(port)?;
-        // A node that doesn't know its address or name says nothing, or a question mark.
-        let address = match host.as_str() {
-            None | Some("" | "?") => asked.with_port(port),
-            Some(host) => Address::new(host, port),
-        };
+        let address = address_of(primary, asked)?;
         match topology.primaries.iter_mut().find(|each| *each.address == address) {
             Some(primary) => primary.slots = primary.slots.union(&slots),
             None => topology.primaries.push(Primary { address: Arc::new(address), slots }),
         }
     }
     Some(topology)
+}
+
+/// Reads who replicates whom from the reply to CLUSTER SLOTS of the node at `asked`: replicas with
+/// their primaries, each once. None: it has another shape.
+pub fn read_replicas(reply: &Value, asked: &Address) -> Option<Vec<(Address, Address)>> {
+    let mut replicas = Vec::new();
+    for range in reply.as_array()? {
+        let [_, _, nodes @ ..] = range.as_array()? else { return None };
+        let nodes: Option<Vec<Address>> =
+            nodes.iter().map(|node| address_of(node, asked)).collect();
+        let mut nodes = nodes?.into_iter();
+        let primary = nodes.next()?;
+        for replica in nodes {
+            let pair = (replica, primary.clone());
+            if !replicas.contains(&pair) {
+                replicas.push(pair);
+            }
+        }
+    }
+    Some(replicas)
+}
+
+fn address_of(node: &Value, asked: &Address) -> Option<Address> {
+    let [host, port, ..] = node.as_array()? else { return None };
+    let port = number(port)?;
+    // A node that doesn't know its address or name says nothing, or a question mark.
+    Some(match host.as_str() {
+        None | Some("" | "?") => asked.with_port(port),
+        Some(host) => Address::new(host, port),
+    })
 }
 
 fn number(value: &Value) -> Option<u16> {
@@ -152,5 +202,17 @@ mod tests {
         check("*1 *2 :0 :5 ", None);
         check("*1 *3 :0 :99999 *2 $-1 :7002 ", None);
         check("+OK ", None);
+    }
+
+    #[test]
+    fn replicas() {
+        let node = |port| format!("*3 $9 127.0.0.1 :{port} $2 id ");
+        let (a, b, c) = (node(1), node(2), node(3));
+        let text = format!("*3 *5 :0 :5 {a}{b}{c}*4 :6 :7 {a}{b}*3 :8 :9 {c}").replace(' ', "\r\n");
+        let limits = protocol::resp::Limits::default();
+        let (value, _) = protocol::resp::decode(text.as_bytes(), &limits).unwrap().unwrap();
+        let address = |port| Address::new("127.0.0.1", port);
+        let found = read_replicas(&value, &address(9)).unwrap();
+        assert_eq!(found, [(address(2), address(1)), (address(3), address(1))]);
     }
 }

@@ -1,5 +1,6 @@
 //! `keyfleet proxy`: let plain clients use a cluster, or a ring of servers.
 
+mod reading;
 mod tls;
 mod top;
 
@@ -74,6 +75,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", conflicts_with = "twemproxy",
         value_parser = clap::value_parser!(u64).range(1..))]
     bytes_per_second: Option<u64>,
+    #[command(flatten)]
+    reading: reading::ReadingArgs,
     /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
     #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..), conflicts_with = "twemproxy")]
@@ -167,6 +170,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         balanced: args.proxy_protocol,
         slow_log,
         allowance,
+        reading: args.reading.read()?,
     })
 }
 

@@ -236,6 +236,7 @@ impl Loop {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Topology { pool, topology } => self.engine.set_topology(pool, &topology),
+                Message::Readers { pool, readers } => self.engine.set_readers(pool, &readers),
                 Message::Resolved { conn, .. } if !self.engine.is_awaited(conn) => {}
                 Message::Resolved { conn, name, address: Some(address) } => {
                     self.connect(conn, &name, Some(address));

@@ -16,13 +16,14 @@ use mio::{Poll, Waker};
 use super::{Change, Connector, Listener, Loop, READ_BYTES, WAKER, resolver::Resolver};
 use crate::{
     engine::{ConnId, Engine, Figures, Limits, PoolSetup},
-    route::{Address, Topology},
+    route::{Address, Readers, Topology},
 };
 
 /// What other threads tell a loop.
 #[derive(Debug)]
 pub(super) enum Message {
     Topology { pool: usize, topology: Topology },
+    Readers { pool: usize, readers: Readers },
     Resolved { conn: ConnId, name: Arc<Address>, address: Option<SocketAddr> },
     Change(Box<Change>),
     Preconnect { pool: usize },
@@ -50,6 +51,11 @@ impl Running {
     /// Gives the loop a cluster's current state.
     pub fn set_topology(&self, pool: usize, topology: Topology) {
         self.send(Message::Topology { pool, topology });
+    }
+
+    /// Says who serves reads in place of a cluster's primaries.
+    pub fn set_readers(&self, pool: usize, readers: Readers) {
+        self.send(Message::Readers { pool, readers });
     }
 
     /// Has it serve other pools, or serve them at other addresses.

@@ -179,6 +179,9 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
     if profile.database > 0 {
         send(&["SELECT", &profile.database.to_string()]);
     }
+    if profile.read_only {
+        send(&["READONLY"]);
+    }
 }
 
 impl Engine {
@@ -247,6 +250,8 @@ impl Engine {
         let (index, profile) = (conn.server, conn.profile);
         let private = conn.private.take();
         self.core.turn.woken.append(&mut conn.waiting);
+        // What a reader was asked goes to a primary.
+        let profile = self.core.of_reader(profile).unwrap_or(profile);
         let mut pool_index = 0;
         if let Some(server) = self.core.servers.get_mut(usize::from(index)) {
             pool_index = server.pool;

@@ -30,11 +30,16 @@ pub(super) enum Outcome {
 pub(super) struct Nature {
     pub repeatable: bool,
     pub writes: bool,
+    /// Replicas may serve it.
+    pub reads: bool,
 }
 
 impl Nature {
     pub(super) fn of(command: &Command, arguments: &Request<'_>) -> Self {
-        Self { repeatable: command.safe_to_repeat(arguments), writes: !command.is_read() }
+        let repeatable = command.safe_to_repeat(arguments);
+        // Scripts are brought to primaries.
+        let reads = command.is_read() && command.group != "scripting";
+        Self { repeatable, writes: !command.is_read(), reads }
     }
 }
 
@@ -160,7 +165,8 @@ impl Core {
                 Repeat::PlainSet => frame.words == 3,
                 Repeat::Never => false,
             };
-            let nature = Nature { repeatable, writes: !command.is_read() };
+            let reads = command.is_read();
+            let nature = Nature { repeatable, writes: !reads, reads };
             return self.forward(id, client, request, frame.first.of(request), nature);
         }
         self.dispatch_rare(id, client, request, frame, command)
@@ -321,20 +327,26 @@ impl Core {
         pool.counters.requests.add(1);
         pool.counters.request_bytes.add(request.len() as u64);
         let target = pool.route.target(key);
-        let Some(server) = target.server.and_then(|s| pool.servers.get(usize::from(s))).copied()
+        let Some(mut server) =
+            target.server.and_then(|s| pool.servers.get(usize::from(s))).copied()
         else {
             self.nobody(id, client);
             return Outcome::Taken;
         };
+        let mut profile = client.profile;
+        let elsewhere = nature.reads && !pool.readers.is_empty();
         if !pool.flux.is_empty() && self.waits_for_flux(client.pool, target.lane, id) {
             client.hold = Hold::Server;
             return Outcome::Later;
+        }
+        if elsewhere {
+            (server, profile) = self.reader_for(client.pool, server, profile, id);
         }
         if self.retiring > 0 && self.waits_elsewhere(server, id) {
             client.hold = Hold::Answers;
             return Outcome::Later;
         }
-        let conn_id = match self.conn_for(server, client.profile, id) {
+        let conn_id = match self.conn_for(server, profile, id) {
             Ok(conn) => conn,
             Err(error) => {
                 self.unreachable(id, client, request, target.lane, nature, error);

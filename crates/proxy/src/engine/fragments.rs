@@ -65,7 +65,8 @@ impl Core {
             let nature = Nature::of(command, arguments);
             return self.forward(id, client, arguments.bytes, key, nature);
         }
-        if !self.find_conns(id, client) {
+        let nature = Nature::of(command, arguments);
+        if !self.find_conns(id, client, nature) {
             return Outcome::Later;
         }
         self.sort_keys();
@@ -78,7 +79,7 @@ impl Core {
         if merge == Merge::Array {
             split.set_keys(scratch.keys.iter().map(|key| key.part));
         }
-        let Nature { repeatable, writes } = Nature::of(command, arguments);
+        let Nature { repeatable, writes, .. } = nature;
         if merge == Merge::Gathered {
             let bytes_max = self.limits.gathered_bytes_max;
             split.set_gather(Gather::parts(commands::Merge::Union, scratch.parts.len(), bytes_max));
@@ -197,10 +198,19 @@ impl Core {
 
     /// Fills in the parts' connections; false where one of them takes no more for now, and the
     /// client is on hold.
-    fn find_conns(&mut self, id: ClientId, client: &mut Client) -> bool {
+    fn find_conns(&mut self, id: ClientId, client: &mut Client, nature: Nature) -> bool {
         for index in 0..self.scratch.parts.len() {
-            let Some(part) = self.scratch.parts.get(index).copied() else { continue };
-            let flux = self.pools.get(usize::from(client.pool)).is_some_and(|p| !p.flux.is_empty());
+            let Some(mut part) = self.scratch.parts.get(index).copied() else { continue };
+            let Some(pool) = self.pools.get(usize::from(client.pool)) else { return false };
+            let (flux, elsewhere) = (!pool.flux.is_empty(), !pool.readers.is_empty());
+            let mut profile = client.profile;
+            if elsewhere
+                && nature.reads
+                && let Ok(server) = u16::try_from(part.next)
+            {
+                let (reader, reading) = self.reader_for(client.pool, server, profile, id);
+                (part.next, profile) = (u32::from(reader), reading);
+            }
             if flux && self.waits_for_flux(client.pool, part.lane, id) {
                 client.hold = Hold::Server;
                 return false;
@@ -213,7 +223,7 @@ impl Core {
                 return false;
             }
             let found = match u16::try_from(part.next) {
-                Ok(server) => self.conn_for(server, client.profile, id),
+                Ok(server) => self.conn_for(server, profile, id),
                 Err(_) if self.is_ring(client.pool) => Err(error::REFUSED),
                 Err(_) => {
                     self.want_refresh(client.pool);

@@ -392,6 +392,7 @@ impl Engine {
                 password: Some(login.password),
                 database: database.unwrap_or_default(),
                 resp3: false,
+                read_only: false,
             };
             if self.core.profiles.len() < PROFILES_MAX || self.core.profiles.contains(&profile) {
                 let profile = self.core.profile(profile);

@@ -36,6 +36,7 @@ mod login;
 mod output;
 mod private;
 mod quota;
+mod readers;
 mod redirect;
 mod reload;
 mod replies;
@@ -147,6 +148,7 @@ pub(crate) struct Pool {
     /// Slots whose requests have to wait.
     flux: Vec<redirect::Flux>,
     scripts: Scripts,
+    readers: readers::ReaderTable,
 }
 
 impl Pool {
@@ -165,6 +167,7 @@ impl Pool {
             counters: Arc::default(),
             flux: Vec::new(),
             scripts: Scripts::default(),
+            readers: readers::ReaderTable::default(),
         }
     }
 }
@@ -181,6 +184,7 @@ struct Core {
     servers: Vec<Server>,
     pools: Vec<Pool>,
     profiles: Vec<Profile>,
+    read_profiles: readers::ReadProfiles,
     splits: Slab<Split>,
     works: Works,
     turn: Turn,
@@ -217,6 +221,7 @@ impl Engine {
             servers: Vec::new(),
             pools: Vec::new(),
             profiles: Vec::new(),
+            read_profiles: readers::ReadProfiles::default(),
             splits: Slab::default(),
             works: Works::default(),
             turn: Turn::default(),

@@ -119,7 +119,9 @@ impl Core {
         let Some(conn) = self.conns.get(id) else { return false };
         let Some(server) = self.servers.get(usize::from(conn.server)) else { return false };
         let Some(wanted) = wanted(reply, &server.address) else { return false };
-        let (pool_index, profile) = (server.pool, conn.profile);
+        let pool_index = server.pool;
+        let reader = self.of_reader(conn.profile);
+        let profile = reader.unwrap_or(conn.profile);
         if self.time_is_up(pool_index, pending) {
             return false;
         }
@@ -131,6 +133,11 @@ impl Core {
             pool.counters.redirects.add(1);
         }
         let target = match wanted {
+            // It is no more its slot, as far as it knows.
+            Wanted::Moved { .. } | Wanted::Ask { .. } if reader.is_some() => {
+                self.want_refresh(pool_index);
+                self.server_of(pool_index, Some(pending.lane)).map(|owner| (owner, false))
+            }
             Wanted::Moved { slot, address } => {
                 let server = self.learn(pool_index, slot, address);
                 self.want_refresh(pool_index);
@@ -281,6 +288,11 @@ impl Core {
         let Some(pool) = self.pools.get_mut(usize::from(pool_index)) else { return };
         let Route::Slots(slots) = &pool.route else { return };
         for id in self.conns.ids() {
+            // Readers are no owners anyway, and what they are asked may be late.
+            let profile = self.conns.get(id).map(|conn| conn.profile);
+            if profile.is_some_and(|profile| self.read_profiles.is_one(profile)) {
+                continue;
+            }
             let Some(conn) = self.conns.get_mut(id) else { continue };
             let server = self.servers.get(usize::from(conn.server));
             if server.is_none_or(|server| server.pool != pool_index) {

@@ -65,6 +65,8 @@ pub struct Profile {
     pub database: u32,
     /// HELLO 3.
     pub resp3: bool,
+    /// READONLY: replicas serve it.
+    pub read_only: bool,
 }
 
 impl fmt::Debug for Profile {

@@ -5,6 +5,7 @@ mod cluster;
 mod pretend;
 mod quota;
 mod random;
+mod readers;
 mod scan;
 mod sessions;
 mod settings;

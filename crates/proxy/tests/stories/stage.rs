@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proxy::{
-    engine::{Action, ClientId, ConnId, Engine, Limits, PoolSetup, reply, request},
+    engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup, reply, request},
     route::Address,
 };
 
@@ -94,6 +94,13 @@ impl Stage {
         if !std::mem::replace(&mut conn.connected, true) {
             self.engine.conn_opened(conn.id);
         }
+        self.settle();
+    }
+
+    /// A connection breaks.
+    pub fn lose(&mut self, conn: usize) {
+        let conn = self.conns.remove(&conn).expect("a connection");
+        self.engine.conn_gone(conn.id, Loss::Closed);
         self.settle();
     }
 
