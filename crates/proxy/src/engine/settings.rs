@@ -71,9 +71,10 @@ pub struct Profile {
 
 impl fmt::Debug for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { user, password: _, database, resp3 } = self;
+        let Self { user, password: _, database, resp3, read_only } = self;
         let mut shown = f.debug_struct("Profile");
         shown.field("user", user).field("database", database).field("resp3", resp3);
+        shown.field("read_only", read_only);
         shown.finish_non_exhaustive()
     }
 }
