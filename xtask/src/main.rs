@@ -36,6 +36,9 @@ enum Task {
     },
     /// Measure keyfleet beside the engines' own tools; exit 1 where a goal isn't met.
     Bench {
+        /// Put what it shows into docs/figures.md.
+        #[arg(long, global = true)]
+        record: bool,
         #[command(subcommand)]
         bench: bench::Bench,
     },
@@ -82,7 +85,7 @@ enum Task {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
-        Task::Bench { bench } => return bench::run(&bench),
+        Task::Bench { bench, record } => return bench::run(&bench, record),
         Task::Test { filter } => test::run_all(&filter)?,
         Task::Engines => {
             for engine in engines::install()? {

@@ -6,6 +6,8 @@ mod failover;
 mod import;
 mod plan;
 mod proxy;
+mod rdb;
+mod record;
 mod reshard;
 mod up;
 
@@ -32,6 +34,8 @@ pub enum Bench {
     Proxy(proxy::Options),
     /// How long a shard takes no writes when its primary goes, planned or not.
     Failover(failover::Options),
+    /// How fast one core reads an RDB file.
+    Rdb(rdb::Options),
     /// Load a file into a cluster, beside rdb-tools, the engine's own tool, and the target's limit.
     Import(import::Options),
     /// Look into a file, beside rdb-tools; memory where a file is large.
@@ -70,8 +74,9 @@ impl Goal {
     }
 }
 
-/// Runs a benchmark in a release build: builds and starts one where this isn't.
-pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
+/// Runs a benchmark in a release build: builds and starts one where this isn't. With `record`, what it
+/// found goes into docs/figures.md.
+pub fn run(bench: &Bench, record: bool) -> anyhow::Result<ExitCode> {
     if cfg!(debug_assertions) {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
@@ -92,6 +97,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Up(options) => runtime.block_on(up::run(options))?,
         Bench::Plan(options) => plan::run(options)?,
         Bench::Proxy(options) => proxy::run(options)?,
+        Bench::Rdb(options) => rdb::run(options)?,
         Bench::Import(options) => runtime.block_on(import::run(options))?,
         Bench::Analyze(options) => runtime.block_on(analyze::run(options))?,
         Bench::Failover(options) => runtime.block_on(failover::run(options))?,
@@ -101,6 +107,9 @@ pub fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
     for goal in &outcome.goals {
         let verdict = if goal.holds { "holds" } else { "MISSED" };
         println!("{:<58} {:>8} {:>8.2}  {verdict}", goal.name, goal.wanted, goal.reached);
+    }
+    if record {
+        record::record(&outcome)?;
     }
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(if outcome.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
