@@ -59,6 +59,8 @@ fn idle_bytes(process: &Process, port: u16, count: usize, net: u8) -> Result<f64
 fn connect(net: u8, number: usize, port: u16) -> Result<TcpStream> {
     let from = Ipv4Addr::new(127, 0, net, 1 + (number / FROM_ONE_ADDRESS) as u8);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    // Reset in the end: a port that was bound by hand is nobody's for a minute after an ordinary close.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;
     socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
     socket.set_read_timeout(Some(TIME_MAX))?;
