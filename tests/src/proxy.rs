@@ -44,7 +44,7 @@ impl Front {
     /// What [`Front::start`] starts.
     pub fn setup(nodes: &[SocketAddr], threads: usize) -> Setup {
         Setup {
-            listen: Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
+            listen: vec![Address::Tcp((Ipv4Addr::LOCALHOST, 0).into())],
             threads,
             seeds: nodes.iter().map(|node| Address::Tcp(*node)).collect(),
             profile: Profile::default(),
@@ -57,7 +57,9 @@ impl Front {
     /// Something else.
     pub fn serve(setup: Setup, service: Service) -> Result<Self> {
         let proxy = Proxy::start_with(setup, service, true).context("the proxy")?;
-        let Address::Tcp(address) = *proxy.listen() else { bail!("it listens elsewhere") };
+        let Some((&Address::Tcp(address), _)) = proxy.listens().next() else {
+            bail!("it listens elsewhere")
+        };
         Ok(Self { address, proxy: Some(proxy) })
     }
 

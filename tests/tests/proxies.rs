@@ -1,6 +1,6 @@
 //! The fleet's proxies: started, guarded, changed and stopped with their cluster.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, os::unix::net::UnixStream, time::Duration};
 
 use fleet::model::ProxyName;
 use protocol::Value;
@@ -71,6 +71,69 @@ async fn proxies_follow_the_file() {
     assert!(refuses(third));
     fleet.up().await;
     check_serves(third);
+}
+
+/// Its clients stay connected through all of it, and the process is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_changes_while_it_serves() {
+    let ports: Vec<u16> = (0..4).map(|_| free_port().unwrap()).collect();
+    let [one, other, metrics, sealed] = ports[..] else { panic!("{ports:?}") };
+    let edge = |keys: &str| spec(&[format!("edge: {{cluster: main, {keys}}}")]);
+    let fleet = TestFleet::new(&edge(&format!("listen: \"127.0.0.1:{one}\"")));
+    fleet.up().await;
+    let name = ProxyName::new("edge");
+    let pid = fleet.proxy_pid(&name).unwrap();
+    let mut client = Wire::open(local(one)).unwrap();
+    let ping = |client: &mut Wire| client.call(&[b"PING"]).unwrap();
+    let pong = Value::Simple("PONG".into());
+    assert_eq!(ping(&mut client), pong);
+
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = |name: &str, text: &str| fs::write(fleet.directory().join(name), text).unwrap();
+    file("edge.pem", &certificate.cert.pem());
+    file("edge.key", &certificate.signing_key.serialize_pem());
+    let tls = format!("tls: {{listen: \"127.0.0.1:{sealed}\", cert: edge.pem, key: edge.key}}");
+    fleet.edit(&edge(&format!(
+        "listen: [\"127.0.0.1:{other}\", ./edge.sock], metrics: \"127.0.0.1:{metrics}\", {tls}"
+    )));
+    fleet.up().await;
+    fleet.expect_empty_plan().await;
+    check_serves(other);
+    assert!(refuses(one));
+    assert!(UnixStream::connect(fleet.directory().join("edge.sock")).is_ok());
+    assert!(!refuses(metrics) && !refuses(sealed));
+    assert_eq!(ping(&mut client), pong);
+    let status = fleet.run(&["status"]).await.expect_code(0);
+    let line = format!("127.0.0.1:{other}, ./edge.sock, 127.0.0.1:{sealed} (TLS)");
+    assert!(status.stdout.contains(&line), "{status:?}");
+    let figures = &fleet.status_json().await["clusters"]["main"]["proxies"]["edge"]["figures"];
+    assert!(figures["clients"].as_u64() >= Some(1), "{figures}");
+    assert!(figures["requests"].as_u64() >= Some(2), "{figures}");
+
+    // What can't be done leaves all as it is.
+    fleet.edit(&edge(&format!(
+        "listen: \"127.0.0.1:{other}\", tls: {{listen: \"127.0.0.1:{sealed}\", cert: none, key: none}}"
+    )));
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_failure();
+    assert!(ended.stderr.contains("none"), "{ended:?}");
+    assert!(!refuses(metrics));
+    assert_eq!(ping(&mut client), pong);
+
+    fleet.edit(&edge(&format!("listen: \"127.0.0.1:{other}\", clients-max: 1, drain: 1s")));
+    fleet.up().await;
+    fleet.expect_empty_plan().await;
+    assert!(refuses(metrics) && refuses(sealed));
+    assert!(!fleet.directory().join("edge.sock").exists());
+    assert_eq!(ping(&mut client), pong);
+    let one_too_many = || Wire::open(local(other))?.call(&[b"PING"]);
+    assert!(!one_too_many().is_ok_and(|answer| answer == pong));
+    assert_eq!(fleet.proxy_pid(&name), Some(pid));
+
+    // Threads are the process's own.
+    fleet.edit(&edge(&format!("listen: \"127.0.0.1:{other}\", threads: 2")));
+    fleet.up().await;
+    check_serves(other);
+    assert_ne!(fleet.proxy_pid(&name), Some(pid));
 }
 
 #[tokio::test(flavor = "multi_thread")]

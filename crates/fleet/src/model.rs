@@ -1,15 +1,14 @@
 //! The fleet as the spec wants it, typed and validated.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-};
+mod proxy;
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use protocol::{Engine, EngineKind, Version};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use proxy::{Listen, Proxy, ProxyAddress, ProxyService, ProxyTls};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -162,33 +161,6 @@ pub struct Fleet {
     pub clusters: BTreeMap<ClusterName, Cluster>,
     pub proxies: BTreeMap<ProxyName, Proxy>,
     pub guard: GuardPolicy,
-}
-
-/// What lets plain clients use a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proxy {
-    pub name: ProxyName,
-    pub cluster: ClusterName,
-    pub listen: Listen,
-    pub threads: u32,
-}
-
-/// Where a proxy takes connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    pub address: SocketAddr,
-    /// The spec names the port; else the next free one is taken where this one is not.
-    pub explicit: bool,
-}
-
-impl Listen {
-    /// Is a proxy that listens there one that was meant by this?
-    pub fn allows(&self, there: SocketAddr) -> bool {
-        self.address == there
-            || !self.explicit
-                && self.address.ip() == there.ip()
-                && there.port() >= self.address.port()
-    }
 }
 
 /// A machine that nodes can be placed on.

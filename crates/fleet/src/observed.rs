@@ -1,16 +1,14 @@
 //! The world as seen at one moment. Each node's own view of the cluster is kept; where views differ,
 //! the difference is data: nothing is averaged.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use protocol::{Engine, NodeId, SlotSet};
 use serde::Serialize;
 
-use crate::model::{Bytes, ClusterName, HostId, NodeName, Ports, ProxyName};
+use crate::model::{
+    Bytes, ClusterName, HostId, NodeName, Ports, ProxyAddress, ProxyName, ProxyService,
+};
 
 /// Everything that was seen. `at_ms` is the observer's clock, milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,13 +48,30 @@ pub struct NodeView {
     pub failed_starts: u32,
 }
 
-/// A proxy as seen: what its process was started with.
+/// A proxy as seen: what its process serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProxyView {
     pub process: Process,
     pub cluster: ClusterName,
-    pub listen: SocketAddr,
+    /// Where it listens for clients without TLS.
+    pub listen: Vec<ProxyAddress>,
     pub threads: u32,
+    #[serde(flatten)]
+    pub service: ProxyService,
+    /// None where it wasn't asked, or said nothing.
+    pub figures: Option<ProxyFigures>,
+}
+
+/// What a proxy has done and does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
+pub struct ProxyFigures {
+    pub clients: u64,
+    /// Requests answered since it was started.
+    pub requests: u64,
+    /// Replies of them that were errors.
+    pub errors: u64,
+    /// Requests a second, where it was asked twice.
+    pub requests_rate: Option<u64>,
 }
 
 /// What the runtime knows of a node's process. It is proof where the host is reachable.

@@ -15,6 +15,7 @@ mod lower;
 pub mod nutcracker;
 mod owned;
 mod profile;
+mod proxies;
 pub mod proxy_users;
 mod quantity;
 mod raw;

@@ -65,6 +65,8 @@ pub enum Action {
     ApplyAcl { node: NodeName },
     /// Start a proxy for plain clients on this machine.
     StartProxy { proxy: ProxyName },
+    /// Have a proxy serve otherwise, or elsewhere: its clients stay connected.
+    ChangeProxy { proxy: ProxyName },
     /// Stop a proxy: what it has under way is answered first.
     StopProxy { proxy: ProxyName },
     /// Stop and start a replica's (or a lone node's) server with the wanted engine and configuration.
@@ -120,6 +122,7 @@ impl Action {
             | Self::ApplyAcl { .. }
             | Self::StopNode { .. }
             | Self::StartProxy { .. }
+            | Self::ChangeProxy { .. }
             | Self::StopProxy { .. }
             | Self::Replicate { .. }
             | Self::OpenShards { .. }
@@ -147,6 +150,7 @@ impl Action {
             | Self::RemoveNode { .. }
             | Self::SetConfig { .. }
             | Self::ApplyAcl { .. }
+            | Self::ChangeProxy { .. }
             | Self::StopProxy { .. }
             | Self::RestartNode { .. } => true,
             // Nodes that are lost are made again, and join.
@@ -187,6 +191,7 @@ impl Action {
             Self::ApplyAcl { .. } => "apply-acl",
             Self::RestartNode { .. } => "restart-node",
             Self::StartProxy { .. } => "start-proxy",
+            Self::ChangeProxy { .. } => "change-proxy",
             Self::StopProxy { .. } => "stop-proxy",
         }
     }
@@ -233,6 +238,7 @@ impl fmt::Display for Action {
             Self::ApplyAcl { node } => write!(f, "load the users on {node}"),
             Self::RestartNode { node } => write!(f, "restart {node}"),
             Self::StartProxy { proxy } => write!(f, "start proxy {proxy}"),
+            Self::ChangeProxy { proxy } => write!(f, "change proxy {proxy}"),
             Self::StopProxy { proxy } => write!(f, "stop proxy {proxy}"),
         }
     }

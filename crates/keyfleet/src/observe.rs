@@ -33,7 +33,7 @@ use crate::{
     admin_client::{ClientError, Commands, Login, Pool},
     execute::loaded_acl,
     node_files::{NODE_CONF, NODES_CONF, Place, acl_digest, users_acl},
-    proxy::State,
+    proxy::kept::{self, State},
     runtimes::process::{self, Found},
     secrets::OWN_USER,
     store::{self, Store, StoreError},
@@ -64,6 +64,8 @@ pub struct Observer {
     /// What runs where, for questions that not all engines understand.
     engines: BTreeMap<NodeName, Engine>,
     processes: BTreeMap<NodeName, i32>,
+    /// When each proxy was last asked, and how many requests it had answered.
+    proxy_requests: BTreeMap<ProxyName, (Instant, u64)>,
 }
 
 /// One node to be asked.
@@ -86,6 +88,7 @@ impl Observer {
             failed_starts: BTreeMap::new(),
             engines: BTreeMap::new(),
             processes: BTreeMap::new(),
+            proxy_requests: BTreeMap::new(),
         }
     }
 
@@ -176,10 +179,29 @@ impl Observer {
                 false if proof => Process::Gone,
                 false => Process::Unknown,
             };
-            let State { cluster, listen, threads, .. } = state;
-            proxies.insert(name, ProxyView { process, cluster, listen, threads });
+            let State { cluster, listen, threads, service, .. } = state;
+            let view = ProxyView { process, cluster, listen, threads, service, figures: None };
+            proxies.insert(name, view);
         }
         Ok(proxies)
+    }
+
+    /// What the running proxies say of themselves. How many requests a second is known from the second
+    /// time on.
+    pub async fn ask_proxies(&mut self, observed: &mut Observed) {
+        let running = observed.proxies.iter_mut();
+        for (name, view) in running.filter(|(_, view)| view.process == Process::Running) {
+            let Some(mut figures) = kept::figures(&self.store.proxy_dir(name)).await else {
+                continue;
+            };
+            let now = (Instant::now(), figures.requests);
+            if let Some((then, requests)) = self.proxy_requests.insert(name.clone(), now) {
+                let span_ms = u64::try_from((now.0 - then).as_millis()).unwrap_or(u64::MAX);
+                let more = figures.requests.saturating_sub(requests);
+                figures.requests_rate = more.saturating_mul(1_000).checked_div(span_ms);
+            }
+            view.figures = Some(figures);
+        }
     }
 
     /// Where each node stands.

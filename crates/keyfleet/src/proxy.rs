@@ -1,14 +1,16 @@
 //! The proxy in front of one cluster: its event loops, and a thread that keeps their picture of the
 //! cluster current.
 
+pub mod certificates;
+pub mod kept;
 pub mod metrics;
+mod places;
 pub mod replicas;
 mod slow;
 pub mod users;
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -17,23 +19,18 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use fleet::model::ClusterName;
 use proxy::{
-    driver::{
-        self, Acceptor, Connector, Crowd, ListenError, Listener, Notice, Terms, TlsError, TlsFiles,
-    },
+    driver::{self, Acceptor, Connector, ListenError, Notice, TlsError, TlsFiles},
     engine::{Allowance, Limits, Micros, PoolSetup, Profile, Quota, SlowLog, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 
-use self::replicas::{ReadFrom, Reading};
-
-/// A fleet's proxy reads what it is to do from this file of its directory. The file is only written
-/// while the proxy doesn't run, so it says what a running one was started with.
-pub const PROXY_STATE: &str = "proxy.json";
+use self::{
+    places::Places,
+    replicas::{ReadFrom, Reading},
+};
 
 /// How often the cluster is asked for its slots where nobody complains.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -41,15 +38,14 @@ const REFRESH: Duration = Duration::from_secs(2);
 const REFRESH_MIN: Duration = Duration::from_millis(20);
 /// How long a node may take to answer.
 const ASK: Duration = Duration::from_secs(1);
-/// Clients that may wait to be accepted.
-const BACKLOG: i32 = 4_096;
 const TIMEOUT: Micros = 5_000_000;
 const BACKOFF: (Micros, Micros) = (20_000, 1_000_000);
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    pub listen: Address,
+    /// Where clients without TLS connect.
+    pub listen: Vec<Address>,
     pub threads: usize,
     /// Nodes to ask first; the others are learned from them.
     pub seeds: Vec<Address>,
@@ -107,31 +103,6 @@ fn micros(span: Duration) -> Micros {
     Micros::try_from(span.as_micros()).unwrap_or(Micros::MAX)
 }
 
-/// See [`PROXY_STATE`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
-    pub cluster: ClusterName,
-    pub listen: SocketAddr,
-    pub threads: u32,
-    pub seeds: Vec<SocketAddr>,
-    /// Of the cluster's user `default`; None: it has none.
-    pub password: Option<String>,
-}
-
-impl From<State> for Setup {
-    fn from(state: State) -> Self {
-        Self {
-            listen: Address::Tcp(state.listen),
-            threads: state.threads as usize,
-            seeds: state.seeds.into_iter().map(Address::Tcp).collect(),
-            profile: Profile { password: state.password.clone(), ..Profile::default() },
-            client_password: state.password,
-            users: Users::of_the_servers(),
-            tls: None,
-        }
-    }
-}
-
 /// A proxy that can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -150,8 +121,7 @@ pub enum ProxyError {
 /// A running proxy.
 pub struct Proxy {
     loops: Arc<Vec<driver::Running>>,
-    listen: Address,
-    tls: Option<(Address, Arc<Acceptor>)>,
+    places: Places,
     slow_log: Option<Arc<SlowLog>>,
     /// By the users' names; of nobody: of all.
     quotas: Vec<(Option<String>, Arc<Quota>)>,
@@ -177,24 +147,8 @@ impl Proxy {
             Err(_) => None,
         };
         raise_open_files();
-        let crowd = service.clients_max.map(Crowd::new);
-        let listeners = Listener::bind(&setup.listen, setup.threads, BACKLOG, None)?;
-        let listen = listeners.first().map_or(&setup.listen, Listener::address).clone();
-        let balanced = service.balanced;
-        let plain = Terms { tls: None, crowd: crowd.clone(), balanced };
-        let mut shares: Vec<Vec<(usize, Listener)>> =
-            listeners.into_iter().map(|each| vec![(0, each.with_terms(plain.clone()))]).collect();
-        let mut tls = None;
-        if let Some((address, files)) = service.tls {
-            let acceptor = Arc::new(Acceptor::load(files)?);
-            let listeners = Listener::bind(&address, setup.threads, BACKLOG, None)?;
-            let address = listeners.first().map_or(&address, Listener::address).clone();
-            let terms = Terms { tls: Some(Arc::clone(&acceptor)), crowd, balanced };
-            for (share, listener) in shares.iter_mut().zip(listeners) {
-                share.push((0, listener.with_terms(terms.clone())));
-            }
-            tls = Some((address, acceptor));
-        }
+        let mut places = Places::new(setup.threads, service.clients_max, service.balanced);
+        let wanted = places.prepare(&setup.listen, service.tls)?;
         let (end, notices) = mpsc::channel();
         let slow_log = service.slow_log.log();
         let quota = (service.allowance != Allowance::default())
@@ -204,7 +158,7 @@ impl Proxy {
         let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
         let limits = Limits { slow_log: slow_log.clone(), quota, ..Limits::default() };
         let mut loops = Vec::with_capacity(setup.threads);
-        for (number, listeners) in shares.into_iter().enumerate() {
+        for number in 0..setup.threads {
             let pool = PoolSetup {
                 route: Route::Slots(Slots::default()),
                 servers: Vec::new(),
@@ -218,7 +172,7 @@ impl Proxy {
             };
             let name = format!("proxy-{number}");
             let (limits, tls) = (limits.clone(), setup.tls.clone());
-            loops.push(driver::start(&name, limits, tls, vec![pool], listeners, end.clone())?);
+            loops.push(driver::start(&name, limits, tls, vec![pool], Vec::new(), end.clone())?);
         }
         let loops = Arc::new(loops);
         let replicas = watch_replicas(&loops, &setup, service.reading)?;
@@ -227,24 +181,24 @@ impl Proxy {
         if let Some(topology) = topology {
             watch.learn(topology);
         }
+        places.take(wanted, &loops);
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, listen, tls, slow_log, quotas, control, replicas, end })
+        Ok(Self { loops, places, slow_log, quotas, control, replicas, end })
     }
 
-    /// Where it listens: a port 0 was replaced.
-    pub fn listen(&self) -> &Address {
-        &self.listen
+    /// Serves its clients otherwise, and elsewhere, from now on; those that are there stay. On an
+    /// error nothing has changed. The slow log stays as it is.
+    pub fn change(&mut self, listen: &[Address], service: Service) -> Result<(), ProxyError> {
+        let wanted = self.places.prepare(listen, service.tls)?;
+        self.places.set_clients_max(service.clients_max);
+        self.places.take(wanted, &self.loops);
+        Ok(())
     }
 
-    /// Where it listens for clients that speak TLS.
-    pub fn tls_listen(&self) -> Option<&Address> {
-        self.tls.as_ref().map(|(address, _)| address)
-    }
-
-    /// What reads its certificates again, where it has some.
-    pub fn certificates(&self) -> Option<Arc<Acceptor>> {
-        self.tls.as_ref().map(|(_, acceptor)| Arc::clone(acceptor))
+    /// Where it listens, without and with TLS: a port 0 was replaced.
+    pub fn listens(&self) -> impl Iterator<Item = (&Address, Option<&Arc<Acceptor>>)> {
+        self.places.listens()
     }
 
     /// Its figures; they can be asked for as long as it runs.

@@ -4,7 +4,7 @@
 //! ```text
 //! nodes/<node>/        a node's directory: node.conf, users.acl, log, and what the server writes
 //! nodes/.old/          directories that were moved aside, with their data
-//! proxies/<proxy>/     a proxy's directory: proxy.json, log
+//! proxies/<proxy>/     a proxy's directory: proxy.json, served.json, figures.sock, log
 //! secrets/<cluster>.<user>
 //! stopped/<cluster>    `down` was asked for
 //! freeze/<cluster>     planned changes are off until a time
@@ -32,7 +32,7 @@ use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    proxy::{PROXY_STATE, State},
+    proxy::kept::{PROXY_SERVED, PROXY_STATE, State},
     secrets::Secret,
 };
 
@@ -154,10 +154,14 @@ impl Store {
         Ok(names)
     }
 
-    /// What a proxy was started with last; None where it never was, or the file can't be understood
-    /// (then it is written anew).
+    /// What a proxy serves, or served last; before it does, what it was started with. None where it
+    /// never was, or the file can't be understood (then it is written anew).
     pub fn proxy_state(&self, proxy: &ProxyName) -> Result<Option<State>, StoreError> {
-        let text = read(&self.proxy_dir(proxy).join(PROXY_STATE))?;
+        let directory = self.proxy_dir(proxy);
+        let text = match read(&directory.join(PROXY_SERVED))? {
+            None => read(&directory.join(PROXY_STATE))?,
+            served => served,
+        };
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 

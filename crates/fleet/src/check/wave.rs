@@ -87,7 +87,10 @@ impl Case<'_> {
         }
         match action {
             // Proxies hold nothing and vote for nobody.
-            Action::CreateNode { .. } | Action::StartProxy { .. } | Action::StopProxy { .. } => {}
+            Action::CreateNode { .. }
+            | Action::StartProxy { .. }
+            | Action::ChangeProxy { .. }
+            | Action::StopProxy { .. } => {}
             Action::StartNode { node } => self.judge_start(node),
             Action::Meet { nodes } => self.judge_meet(nodes),
             Action::AssignSlots { shares } => self.judge_assign(shares),

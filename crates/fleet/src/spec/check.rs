@@ -2,13 +2,14 @@
 //!
 //! Only what no placement whatever could satisfy is refused here; the planner decides the rest.
 
-use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use protocol::Engine;
 
 use super::{
     config::unknown_directive,
     lower::{Draft, DraftCluster, Hosts},
+    proxies,
     read::{At, Field, Reader},
 };
 use crate::model::{Bytes, EngineWant, HostId, Spread, Zone, quorum_safe_max};
@@ -23,7 +24,7 @@ pub fn check(draft: &Draft, reader: &mut Reader) {
         check_directives(cluster, reader);
     }
     check_ports_between(&draft.clusters, reader);
-    check_proxies(draft, reader);
+    proxies::check(draft, reader);
     check_memory(draft, reader);
 }
 
@@ -125,7 +126,9 @@ fn check_directives(cluster: &DraftCluster, reader: &mut Reader) {
 }
 
 /// The ports of all of a cluster's nodes, by what they are for.
-fn port_ranges(cluster: &DraftCluster) -> Option<[(&'static str, RangeInclusive<u32>); 3]> {
+pub(super) fn port_ranges(
+    cluster: &DraftCluster,
+) -> Option<[(&'static str, RangeInclusive<u32>); 3]> {
     let (ports, last) = (cluster.ports.as_ref()?.value, cluster.nodes()?.saturating_sub(1));
     let range = |first: u16| u32::from(first)..=u32::from(first) + last;
     Some([("tcp", range(ports.tcp)), ("tls", range(ports.tls)), ("bus", range(ports.bus))])
@@ -135,7 +138,7 @@ fn overlap(a: &RangeInclusive<u32>, b: &RangeInclusive<u32>) -> bool {
     a.start() <= b.end() && b.start() <= a.end()
 }
 
-fn show(range: &RangeInclusive<u32>) -> String {
+pub(super) fn show(range: &RangeInclusive<u32>) -> String {
     format!("{}–{}", range.start(), range.end())
 }
 
@@ -196,47 +199,6 @@ fn check_ports_between(clusters: &[DraftCluster], reader: &mut Reader) {
                 place_a.place.mark.line
             );
             reader.error(&place_b.place, message).hint("set ports that are further apart");
-        }
-    }
-}
-
-/// A proxy's port is neither another proxy's nor a node's.
-fn check_proxies(draft: &Draft, reader: &mut Reader) {
-    let listens: Vec<_> = draft
-        .proxies
-        .iter()
-        .filter_map(|proxy| Some((&proxy.name, proxy.listen.as_ref()?)))
-        .filter(|(_, listen)| listen.value.explicit)
-        .collect();
-    let meet =
-        |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();
-    for (index, (_, second)) in listens.iter().enumerate() {
-        let address = second.value.address;
-        let earlier = listens.iter().take(index).find(|(_, first)| {
-            let first = first.value.address;
-            first.port() == address.port() && meet(first.ip(), address.ip())
-        });
-        if let Some((name, first)) = earlier {
-            let line = first.place.mark.line;
-            let message = format!("proxy {name} listens at {} (line {line})", first.value.address);
-            reader.error(&second.place, message).hint("give each a port of its own");
-        }
-        for cluster in &draft.clusters {
-            let on = |id: &&HostId| {
-                let host = draft.hosts.by_id.get(*id).and_then(|host| host.address.as_ref());
-                host.is_some_and(|host| meet(host.value, address.ip()))
-            };
-            let shared = cluster.hosts.iter().flat_map(|hosts| &hosts.value).any(|id| on(&id));
-            let insists = cluster.ports.as_ref().is_some_and(|ports| ports.value.explicit);
-            let ranges = port_ranges(cluster).filter(|_| shared && insists);
-            let port = u32::from(address.port());
-            let taken = ranges.into_iter().flatten().find(|(_, range)| range.contains(&port));
-            if let Some((kind, range)) = taken {
-                let name = &cluster.name.value;
-                let message =
-                    format!("port {port} is among the {kind} ports {} of {name}", show(&range));
-                reader.error(&second.place, message).hint("set another port");
-            }
         }
     }
 }

@@ -3,24 +3,25 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
 };
 
 use super::{
     Machine,
     config::ConfigSpec,
     profile::profile_defaults,
+    proxies::DraftProxy,
     quantity::Millis,
     raw::{
         ClusterSpec, EngineSpec, FleetSpec, GuardSpec, HostSpec, PlacementSpec, PortsSpec,
-        ProxySpec, RuntimeSpec, SpreadSpec, UserSpec,
+        RuntimeSpec, SpreadSpec, UserSpec,
     },
     read::{At, Entries, Field, Place, Reader, Reported, nearest_or_all},
 };
 use crate::model::{
     Bytes, Cluster, ClusterName, DirectiveValue, EngineWant, GuardMode, GuardPolicy, Host, HostId,
-    Listen, Pace, PasswordSource, PlacementPolicy, PortBase, Profile, Proxy, ProxyName, Spread,
-    Takeover, User, Zone, maxmemory,
+    Pace, PasswordSource, PlacementPolicy, PortBase, Profile, Spread, Takeover, User, Zone,
+    maxmemory,
 };
 
 const NAME_LENGTH_MAX: usize = 63;
@@ -29,8 +30,6 @@ const NODE_TIMEOUT_MS: (u64, u64) = (100, 600_000);
 const TCP: u16 = 7_001;
 const TLS_OFFSET: u16 = 1_000;
 const BUS_OFFSET: u16 = 10_000;
-const PROXY_PORT: u16 = 6_379;
-const THREADS_MAX: u32 = 64;
 const RULES_DEFAULT: &str = "+@all -@dangerous ~* &*";
 /// A small node's replication backlog is a sixteenth of its memory, up to the profiles' own.
 const BACKLOG_MAX: Bytes = Bytes::mib(16);
@@ -43,21 +42,6 @@ pub struct Draft {
     pub clusters: Vec<DraftCluster>,
     pub proxies: Vec<DraftProxy>,
     pub guard: Option<GuardPolicy>,
-}
-
-pub struct DraftProxy {
-    pub name: ProxyName,
-    pub cluster: Option<ClusterName>,
-    pub listen: Option<At<Listen>>,
-    pub threads: Option<u32>,
-}
-
-impl DraftProxy {
-    /// The model's proxy, where every part was good.
-    pub fn into_proxy(self) -> Option<Proxy> {
-        let (cluster, listen) = (self.cluster?, self.listen?.value);
-        Some(Proxy { name: self.name, cluster, listen, threads: self.threads? })
-    }
 }
 
 pub struct Hosts {
@@ -168,55 +152,10 @@ pub fn lower(spec: FleetSpec, machine: &Machine, reader: &mut Reader) -> Draft {
     let proxies = spec.proxies.given().map(|entries| entries.value.0).unwrap_or_default();
     let proxies = proxies.into_iter().filter_map(|entry| {
         check_name(&entry.key, "proxy", reader);
-        Some(lower_proxy(&entry.key, entry.value?, &clusters, reader))
+        Some(DraftProxy::new(&entry.key, entry.value?, &clusters, reader))
     });
     let proxies = proxies.collect();
     Draft { hosts, clusters, proxies, guard }
-}
-
-fn lower_proxy(
-    name: &At<String>,
-    spec: ProxySpec,
-    clusters: &[DraftCluster],
-    reader: &mut Reader,
-) -> DraftProxy {
-    let cluster = spec.cluster.given().and_then(|cluster| {
-        let known = |known: &&DraftCluster| known.name.value.as_str() == cluster.value;
-        if let Some(known) = clusters.iter().find(known) {
-            return Some(known.name.value.clone());
-        }
-        let names: Vec<&str> = clusters.iter().map(|known| known.name.value.as_str()).collect();
-        let hint = nearest_or_all(&cluster.value, &names, "the clusters are");
-        reader.error(&cluster.place, format!("no cluster {:?}", cluster.value)).hint(hint);
-        None
-    });
-    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_PORT));
-    let listen = match spec.listen {
-        Field::Given(listen) => {
-            let address = listen.value.parse();
-            if address.is_err() {
-                let message = format!("not an address with a port: {:?}", listen.value);
-                let hint = "names are not looked up: write it such as 127.0.0.1:6379";
-                reader.error(&listen.place, message).hint(hint);
-            }
-            let address = address.ok();
-            address.map(|address| At::new(Listen { address, explicit: true }, listen.place))
-        }
-        Field::Missing => {
-            let listen = Listen { address: default, explicit: false };
-            Some(At::new(listen, name.place.clone()))
-        }
-        Field::Bad => None,
-    };
-    let threads = spec.threads.or(1, &name.place).and_then(|threads| {
-        if (1..=THREADS_MAX).contains(&threads.value) {
-            return Some(threads.value);
-        }
-        let message = format!("threads must be 1 to {THREADS_MAX}, not {}", threads.value);
-        reader.error(&threads.place, message);
-        None
-    });
-    DraftProxy { name: ProxyName::new(&name.value), cluster, listen, threads }
 }
 
 fn check_name(name: &At<String>, what: &str, reader: &mut Reader) {
@@ -232,7 +171,7 @@ fn check_name(name: &At<String>, what: &str, reader: &mut Reader) {
 }
 
 /// A number of a range; None outside, which is reported.
-fn within(
+pub(super) fn within(
     number: Option<At<u32>>,
     (least, most): (u32, u32),
     what: &str,

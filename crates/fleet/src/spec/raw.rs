@@ -159,14 +159,73 @@ mapping! {
         /// The cluster that it serves, by name.
         cluster: String,
         /// Where clients connect: an address and a port, such as 127.0.0.1:6379, [::1]:6379 or
-        /// 0.0.0.0:6379. Default: 127.0.0.1 and port 6379, or the next free one.
-        listen: String,
-        /// How many threads it has, each with connections of its own to the servers: 1 to 64.
-        /// Default: 1, which serves more than most clusters can.
+        /// 0.0.0.0:6379, or a unix socket's path, such as /run/app/redis.sock; or a list of them. Where
+        /// it changes, clients stay connected. Default: 127.0.0.1 and port 6379, or the next free one.
+        listen: OneOrMore,
+        /// How many threads it has, each with connections of its own to the servers: 1 to 64. Where
+        /// that changes, it is started anew. Default: 1, which serves more than most clusters can.
         #[schemars(range(min = 1, max = 64))]
         threads: u32,
+        /// A second place, where clients speak TLS.
+        tls: ProxyTlsSpec,
+        /// Where it gives its figures away for Prometheus and `keyfleet proxy top`, such as
+        /// 127.0.0.1:9121. Default: nowhere.
+        metrics: String,
+        /// How many clients it serves at once, at all places together; who comes beyond that is
+        /// refused. Default: as many as come.
+        #[schemars(range(min = 1))]
+        clients_max: u32,
+        /// How long it may take to answer what is under way when it ends, such as 30s; 0 to 10m.
+        /// Default: 10s.
+        drain: Millis,
     }
-    required ["cluster"] later ["hosts", "pools", "read-from", "tls"]
+    required ["cluster"] later ["hosts", "pools", "read-from"]
+}
+
+mapping! {
+    /// How a proxy serves clients that speak TLS. Changed files are read again by themselves.
+    ProxyTlsSpec {
+        /// Where these clients connect: an address and a port, such as 0.0.0.0:6380.
+        listen: String,
+        /// The file of the proxy's certificate (PEM), those that lead to a root after it. Paths begin
+        /// at the directory of this file.
+        cert: String,
+        /// The file of its key (PEM).
+        key: String,
+        /// The file of those who vouch for clients (PEM). Default: clients show no certificates.
+        client_ca: String,
+        /// Whether clients without a certificate are served, where there is a `client-ca`: `required`
+        /// (they are not; the default) or `optional`.
+        client_auth: ClientAuth,
+    }
+    required ["listen", "cert", "key"] later []
+}
+
+/// Must clients show a certificate?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum ClientAuth {
+    Required,
+    Optional,
+}
+
+impl Choice for ClientAuth {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("required", Self::Required), ("optional", Self::Optional)];
+}
+
+/// A text, or a list of texts.
+#[derive(Debug)]
+pub struct OneOrMore(pub Vec<At<String>>);
+
+impl Decode for OneOrMore {
+    fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {
+        if matches!(node.kind, Kind::List(_)) {
+            return Vec::decode(node, reader).map(Self);
+        }
+        let text = reader.scalar(node, "a text or a list of texts")?.to_owned();
+        Some(Self(vec![At::new(text, reader.place(node.mark))]))
+    }
 }
 
 mapping! {
@@ -366,6 +425,23 @@ impl<T: JsonSchema> JsonSchema for Entries<T> {
             "type": "object",
             "additionalProperties": { "anyOf": [value, { "type": "null" }] },
         })
+    }
+}
+
+impl JsonSchema for OneOrMore {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "OneOrMore".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let list = json_schema!({
+            "type": "array", "items": { "type": "string" }, "minItems": 1
+        });
+        json_schema!({ "anyOf": [{ "type": "string" }, list] })
     }
 }
 

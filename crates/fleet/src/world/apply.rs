@@ -213,15 +213,17 @@ impl World {
                 group.readdress(fleet, node);
                 Ok(START_MS)
             }
-            Action::StartProxy { proxy } => {
+            Action::StartProxy { proxy } | Action::ChangeProxy { proxy } => {
                 let Some(wanted) = fleet.proxies.get(proxy) else {
                     return refuse(format!("no proxy {proxy} in the spec"));
                 };
                 let view = ProxyView {
                     process: Process::Running,
                     cluster: wanted.cluster.clone(),
-                    listen: wanted.listen.address,
+                    listen: wanted.listen.iter().map(|listen| listen.address.clone()).collect(),
                     threads: wanted.threads,
+                    service: wanted.service.clone(),
+                    figures: None,
                 };
                 self.proxies.insert(proxy.clone(), view);
                 Ok(ROUND_MS)

@@ -4,13 +4,7 @@ mod reading;
 mod tls;
 mod top;
 
-use std::{
-    env, fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use proxy::{
     driver::Connector,
@@ -23,7 +17,7 @@ use self::tls::Certificates;
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, State, metrics, users},
+    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, kept, metrics, users},
 };
 
 const THREADS_MAX: i64 = 64;
@@ -45,9 +39,9 @@ pub struct Args {
     /// Be the fleet's proxy that this file says
     #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["connect", "listen"])]
     state: Option<PathBuf>,
-    /// Where clients connect: an address and a port, or a path
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379")]
-    listen: String,
+    /// Where clients connect: an address and a port, or a path; several, separated by commas
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379", value_delimiter = ',')]
+    listen: Vec<String>,
     /// Threads, each with connections of its own to the servers
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u8).range(1..=THREADS_MAX))]
@@ -112,14 +106,18 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         let threads = usize::from(args.threads);
         return pools::serve(context, file, threads, connector, &args.pools).await;
     }
+    if let Some(file) = &args.state {
+        let (stop, hangup) = (signals::asked_to_end(false)?, signals::hangup()?);
+        let kept = kept::keep(file, stop, hangup).await;
+        let (proxy, span) = kept.map_err(|error| {
+            Failure::environment(format!("cannot serve what {} says", file.display()))
+                .because(&error)
+        })?;
+        return end(proxy, span).await;
+    }
     let renews = args.tls.tls_listen.is_some() || connector.is_some();
     let stop = signals::asked_to_end(!renews)?;
-    // A fleet's proxy doesn't end with the cluster that it waits for.
-    let strict = args.state.is_none();
-    let mut setup = match &args.state {
-        Some(file) => read_state(file)?,
-        None => setup(&args, connector.clone())?,
-    };
+    let mut setup = setup(&args, connector.clone())?;
     if let Some(file) = &args.users {
         setup.users.own = users::read(file, &setup.profile)
             .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
@@ -130,20 +128,27 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         })?),
         None => None,
     };
-    let proxy =
-        Proxy::start_with(setup, service(&args)?, strict).map_err(|error| failure(&error))?;
-    let tls = proxy.tls_listen().map(|address| format!(", with TLS at {address}"));
-    let (plain, tls) = (proxy.listen(), tls.unwrap_or_default());
-    context.printer.note(&format!("Serving at {plain}{tls}. Ctrl-C ends that."));
+    let proxy = Proxy::start_with(setup, service(&args)?, true).map_err(|error| failure(&error))?;
+    let places = proxy.listens().map(|(address, acceptor)| match acceptor {
+        None => address.to_string(),
+        Some(_) => format!("with TLS at {address}"),
+    });
+    let places: Vec<String> = places.collect();
+    context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", places.join(", ")));
     if renews {
-        let certificates = Certificates { acceptor: proxy.certificates(), connector };
+        let acceptor = proxy.listens().find_map(|(_, acceptor)| acceptor.cloned());
+        let certificates = Certificates { acceptor, connector };
         tokio::spawn(certificates.renew(signals::hangup()?));
     }
     if let Some(listener) = metrics {
         tokio::spawn(metrics::serve(listener, proxy.figures()));
     }
     stop.await;
-    let span = Duration::from_secs(args.drain.into());
+    end(proxy, Duration::from_secs(args.drain.into())).await
+}
+
+/// Answers what is under way, for so long at most.
+async fn end(proxy: Proxy, span: Duration) -> Result<Exit, Failure> {
     let mut drained = spawn_blocking(move || proxy.drain(span));
     let ended = tokio::select! {
         ended = &mut drained => ended.unwrap_or_else(|error| Err(error.into())),
@@ -174,18 +179,11 @@ fn service(args: &Args) -> Result<Service, Failure> {
     })
 }
 
-fn read_state(file: &Path) -> Result<Setup, Failure> {
-    let failed = || Failure::environment(format!("cannot use {}", file.display()));
-    let text = fs::read_to_string(file).map_err(|error| failed().because(&error))?;
-    let state: State = serde_json::from_str(&text).map_err(|error| failed().because(&error))?;
-    Ok(state.into())
-}
-
 fn setup(args: &Args, tls: Option<Arc<Connector>>) -> Result<Setup, Failure> {
     let password = PASSWORD_VARIABLES.iter().find_map(|name| env::var(name).ok());
     let password = password.filter(|password| !password.is_empty());
     Ok(Setup {
-        listen: address(&args.listen)?,
+        listen: args.listen.iter().map(|text| address(text)).collect::<Result<_, _>>()?,
         threads: usize::from(args.threads),
         seeds: args.connect.iter().map(|seed| address(seed)).collect::<Result<_, _>>()?,
         profile: Profile { password: password.clone(), ..Profile::default() },

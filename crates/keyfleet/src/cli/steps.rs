@@ -129,6 +129,7 @@ fn mark(action: &Action, style: Style) -> String {
         | Action::RepairSlots { .. }
         | Action::SetConfig { .. }
         | Action::ApplyAcl { .. }
+        | Action::ChangeProxy { .. }
         | Action::Readdress { .. }
         | Action::RestartNode { .. } => style.yellow("~"),
     }
@@ -224,6 +225,7 @@ fn phrase(name: &str, total: u64) -> String {
         "readdress" => ("restart at a new address", "node"),
         "restart-node" => ("restart", "node"),
         "start-proxy" => ("start", "proxy"),
+        "change-proxy" => ("change", "proxy"),
         "stop-proxy" => ("stop", "proxy"),
         other => (other, "step"),
     };

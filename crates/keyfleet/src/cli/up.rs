@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, path::Path};
 
 use fleet::{
-    model::{ClusterName, GuardMode, PasswordSource},
+    model::{ClusterName, GuardMode, PasswordSource, ProxyAddress},
     observed::{Observed, Process},
     step::Step,
 };
@@ -157,8 +157,12 @@ fn whereabouts(
         out.push_str(&format!("  connect  {}\n", style.cyan(&command)));
         let proxies = observed.proxies.values().filter(|proxy| proxy.cluster == *name);
         for proxy in proxies.filter(|proxy| proxy.process == Process::Running) {
-            let (ip, port) = (proxy.listen.ip(), proxy.listen.port());
-            let command = format!("{password}{} -h {ip} -p {port}", client(engine));
+            let Some(place) = proxy.listen.first() else { continue };
+            let place = match place {
+                ProxyAddress::Tcp(address) => format!("-h {} -p {}", address.ip(), address.port()),
+                ProxyAddress::Path(path) => format!("-s {path}"),
+            };
+            let command = format!("{password}{} {place}", client(engine));
             out.push_str(&format!("  plain    {}\n", style.cyan(&command)));
         }
     }

@@ -150,6 +150,7 @@ async fn act(step: &Step, context: &Context, report: &Report<'_>) -> Result<(), 
             slots::repair(context, owner, slots, *case).await
         }
         Action::StartProxy { proxy } => proxies::start(context, proxy).await,
+        Action::ChangeProxy { proxy } => proxies::change(context, proxy).await,
         Action::StopProxy { proxy } => proxies::stop(context, proxy).await,
     }
 }

@@ -2,18 +2,19 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
+    path::Path,
     time::Duration,
 };
 
-use fleet::model::{Proxy, ProxyName};
+use fleet::model::{Proxy, ProxyAddress, ProxyName, ProxyService};
 use rustix::process::Signal;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{Context, StepError, context::Wait};
 use crate::{
     node_files::default_password,
-    proxy::{PROXY_STATE, State},
+    proxy::kept::{PROXY_SERVED, PROXY_STATE, REFUSED, State},
     runtimes::process::{self, Handle},
     secrets::resolve,
     store,
@@ -21,57 +22,99 @@ use crate::{
 
 /// How long a proxy may take until it listens.
 const START: Duration = Duration::from_secs(10);
-/// How long it may take to answer what it has under way.
-const STOP: Duration = Duration::from_secs(15);
+/// How long one that runs may take to serve otherwise.
+const CHANGE: Duration = Duration::from_secs(5);
+/// How long it may take to end, beside the time that it has for what is under way.
+const STOP: Duration = Duration::from_secs(5);
 /// How many ports above the first are tried where the spec leaves the choice.
 const PORTS_MAX: u16 = 200;
 
 /// Writes what a proxy is to do and starts it.
 pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), StepError> {
-    let unknown = || StepError::Unknown { what: format!("proxy {name}") };
-    let proxy = context.fleet.proxies.get(name).ok_or_else(unknown)?;
     if find(context, name)?.is_some() {
         return Err(StepError::Stale(format!("proxy {name} runs already")));
     }
+    let directory = context.store.proxy_dir(name);
+    store::make_directory(&directory)?;
+    let text = write_state(context, name, false)?;
+    store::remove(&directory.join(PROXY_SERVED))?;
+    let log = process::log_length(&directory);
+    let pid = process::start_proxy(&directory).map_err(|error| failed(name, &error))?;
+    let handle = Handle::below(pid, &context.store.proxies_dir(), name.as_str());
+    let Some(handle) = handle.map_err(|error| failed(name, &error))? else {
+        return Err(failed(name, &process::log_tail(&directory, log)));
+    };
+    serves(context, name, &text, &handle, log, START).await
+}
+
+/// Writes what a running proxy is to do from now on, and has it do that.
+pub(super) async fn change(context: &Context, name: &ProxyName) -> Result<(), StepError> {
+    let Some(handle) = find(context, name)? else {
+        return Err(StepError::Stale(format!("proxy {name} doesn't run")));
+    };
+    let log = process::log_length(&context.store.proxy_dir(name));
+    let text = write_state(context, name, true)?;
+    handle.signal(Signal::HUP).map_err(|error| failed(name, &error))?;
+    serves(context, name, &text, &handle, log, CHANGE).await
+}
+
+/// Waits until it serves what was written. What it printed meanwhile says why it doesn't.
+async fn serves(
+    context: &Context,
+    name: &ProxyName,
+    wanted: &str,
+    handle: &Handle,
+    log: u64,
+    deadline: Duration,
+) -> Result<(), StepError> {
+    let directory = context.store.proxy_dir(name);
+    let served = directory.join(PROXY_SERVED);
+    let mut wait = Wait::new(deadline);
+    while store::read(&served)?.as_deref() != Some(wanted) {
+        let ended = timeout(Duration::ZERO, handle.exited()).await.is_ok();
+        let paused = wait.pause(|| format!("proxy {name} serves what it is to")).await;
+        let printed = process::log_tail(&directory, log);
+        if ended || paused.is_err() || printed.contains(REFUSED) {
+            return match (printed.is_empty(), paused) {
+                (true, Err(late)) => Err(late),
+                _ => Err(failed(name, &printed)),
+            };
+        }
+    }
+    Ok(())
+}
+
+/// What the spec wants of the proxy, written into its directory.
+fn write_state(context: &Context, name: &ProxyName, runs: bool) -> Result<String, StepError> {
+    let unknown = || StepError::Unknown { what: format!("proxy {name}") };
+    let proxy = context.fleet.proxies.get(name).ok_or_else(unknown)?;
     let cluster = context.cluster(&proxy.cluster)?;
     let source = default_password(&context.fleet, cluster);
     let password = resolve(&context.store, &cluster.name, "default", &source)
         .map_err(|error| failed(name, &error))?;
     let members = context.members(&proxy.cluster)?;
-    let directory = context.store.proxy_dir(name);
-    store::make_directory(&directory)?;
+    let before = context.store.proxy_state(name)?;
     let state = State {
         cluster: proxy.cluster.clone(),
-        listen: free_address(proxy, context.store.proxy_state(name)?.map(|before| before.listen))?,
+        listen: free_addresses(proxy, before.as_ref(), runs)?,
         threads: proxy.threads,
+        service: proxy.service.clone(),
         seeds: members.iter().map(|member| member.address).collect(),
         password: password.map(|password| password.expose().to_owned()),
+        base: context.store.root().parent().unwrap_or(Path::new("/")).to_owned(),
     };
     let text = serde_json::to_string_pretty(&state).map_err(|error| failed(name, &error))?;
-    store::replace(&directory.join(PROXY_STATE), text.as_bytes())?;
-    let log = process::log_length(&directory);
-    let pid = process::start_proxy(&directory).map_err(|error| failed(name, &error))?;
-    let handle = Handle::below(pid, &context.store.proxies_dir(), name.as_str());
-    let handle = handle.map_err(|error| failed(name, &error))?;
-    let mut wait = Wait::new(START);
-    while !listens(state.listen).await {
-        let ended = match &handle {
-            None => true,
-            Some(handle) => timeout(Duration::ZERO, handle.exited()).await.is_ok(),
-        };
-        if ended {
-            return Err(failed(name, &process::log_tail(&directory, log)));
-        }
-        wait.pause(|| format!("proxy {name} listens at {}", state.listen)).await?;
-    }
-    Ok(())
+    store::replace(&context.store.proxy_dir(name).join(PROXY_STATE), text.as_bytes())?;
+    Ok(text)
 }
 
 /// Ends a proxy: what it has under way is answered first.
 pub(super) async fn stop(context: &Context, name: &ProxyName) -> Result<(), StepError> {
     let Some(handle) = find(context, name)? else { return Ok(()) };
+    let drain_ms = context.store.proxy_state(name)?.map(|state| state.service.drain_ms);
+    let drain = Duration::from_millis(drain_ms.unwrap_or(ProxyService::PLAIN.drain_ms));
     handle.signal(Signal::TERM).map_err(|error| failed(name, &error))?;
-    if timeout(STOP, handle.exited()).await.is_err() {
+    if timeout(drain + STOP, handle.exited()).await.is_err() {
         handle.signal(Signal::KILL).map_err(|error| failed(name, &error))?;
         let killed = timeout(STOP, handle.exited()).await;
         killed.map_err(|_| failed(name, &"it can't be killed"))?.map_err(|e| failed(name, &e))?;
@@ -87,29 +130,50 @@ fn find(context: &Context, name: &ProxyName) -> Result<Option<Handle>, StepError
 }
 
 /// Where the proxy can listen: where it did before, or at the first free port that the spec allows.
-/// Proxies share ports among their threads, so another's port would be no error to the kernel.
-fn free_address(proxy: &Proxy, before: Option<SocketAddr>) -> Result<SocketAddr, StepError> {
-    let wanted = proxy.listen.address;
-    let more = if proxy.listen.explicit { 0 } else { PORTS_MAX };
-    let ports = (0..=more).filter_map(|offset| wanted.port().checked_add(offset));
-    let candidates = ports.map(|port| SocketAddr::new(wanted.ip(), port));
-    let before = before.filter(|before| proxy.listen.allows(*before));
-    let mut candidates = before.into_iter().chain(candidates);
-    let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
-    candidates.find(free).ok_or_else(|| match TcpListener::bind(wanted) {
-        Ok(_) => failed(&proxy.name, &"its port is free again: look once more"),
-        Err(error) => failed(&proxy.name, &format!("it can't listen at {wanted}: {error}")),
-    })
-}
-
-async fn listens(address: SocketAddr) -> bool {
-    let mut address = address;
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
+/// Proxies share ports among their threads, so another's port would be no error to the kernel. What a
+/// proxy that runs holds itself is free for it.
+fn free_addresses(
+    proxy: &Proxy,
+    before: Option<&State>,
+    runs: bool,
+) -> Result<Vec<ProxyAddress>, StepError> {
+    let own = |address: SocketAddr| {
+        runs && before.is_some_and(|state| {
+            let tls = state.service.tls.as_ref().map(|tls| tls.listen);
+            state.listen.contains(&ProxyAddress::Tcp(address))
+                || tls == Some(address)
+                || state.service.metrics == Some(address)
+        })
+    };
+    let bind = |address: SocketAddr| match TcpListener::bind(address) {
+        Err(_) if own(address) => Ok(()),
+        bound => bound.map(drop),
+    };
+    let bound = |address: SocketAddr| {
+        let problem =
+            |error| failed(&proxy.name, &format!("it can't listen at {address}: {error}"));
+        bind(address).map_err(problem)
+    };
+    let service = &proxy.service;
+    let others = service.tls.iter().map(|tls| tls.listen).chain(service.metrics);
+    for address in others {
+        bound(address)?;
     }
-    TcpStream::connect(address).await.is_ok()
+    let listens = proxy.listen.iter().map(|wanted| {
+        let ProxyAddress::Tcp(first) = wanted.address else { return Ok(wanted.address.clone()) };
+        let more = if wanted.explicit { 0 } else { PORTS_MAX };
+        let ports = (0..=more).filter_map(|offset| first.port().checked_add(offset));
+        let candidates = ports.map(|port| SocketAddr::new(first.ip(), port));
+        let before = before.into_iter().flat_map(|state| &state.listen);
+        let before =
+            before.filter(|before| wanted.allows(before)).filter_map(|before| match before {
+                ProxyAddress::Tcp(address) => Some(*address),
+                ProxyAddress::Path(_) => None,
+            });
+        let free = before.chain(candidates).find(|address| bind(*address).is_ok());
+        free.map_or_else(|| bound(first).map(|()| first), Ok).map(ProxyAddress::Tcp)
+    });
+    listens.collect()
 }
 
 fn failed(proxy: &ProxyName, problem: &dyn fmt::Display) -> StepError {

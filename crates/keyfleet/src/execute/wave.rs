@@ -82,7 +82,9 @@ fn parts(step: &Step) -> Vec<(Part, bool)> {
         Action::RepairSlots { owner, .. } => {
             vec![member, node(owner), (Part::Owners(cluster()), alone)]
         }
-        Action::StartProxy { .. } | Action::StopProxy { .. } => vec![(Part::Proxies, alone)],
+        Action::StartProxy { .. } | Action::ChangeProxy { .. } | Action::StopProxy { .. } => {
+            vec![(Part::Proxies, alone)]
+        }
         Action::RemoveNode { node: name } | Action::RestartNode { node: name } => {
             vec![member, node(name), (Part::Disruption(cluster()), alone)]
         }

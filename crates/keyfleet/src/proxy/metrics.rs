@@ -15,8 +15,8 @@ use proxy::{
     engine::{Figures, Quota, SlowLog, Taken},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -72,10 +72,10 @@ impl Source {
 }
 
 /// Answers `GET /metrics`, and `GET /slowlog` with what was slow of late, for as long as it is polled.
-pub async fn serve(listener: TcpListener, source: Source) {
+pub async fn serve<D: Door>(door: D, source: Source) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match door.enter().await {
+            Ok(stream) => {
                 let source = source.clone();
                 // Who doesn't ask, or doesn't read, does without.
                 tokio::spawn(timeout(READER, answer(stream, source)));
@@ -88,7 +88,34 @@ pub async fn serve(listener: TcpListener, source: Source) {
     }
 }
 
-async fn answer(mut stream: TcpStream, source: Source) -> io::Result<()> {
+/// Where readers of figures come in: a port, or a path.
+pub trait Door: Send {
+    type Reader: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one.
+    fn enter(&self) -> impl Future<Output = io::Result<Self::Reader>> + Send;
+}
+
+impl Door for TcpListener {
+    type Reader = TcpStream;
+
+    async fn enter(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Door for UnixListener {
+    type Reader = UnixStream;
+
+    async fn enter(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+async fn answer<S>(mut stream: S, source: Source) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         if head.len() > HEAD_BYTES_MAX || stream.read_buf(&mut head).await? == 0 {

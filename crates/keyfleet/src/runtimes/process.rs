@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     node_files::{LOG, NODE_CONF, Program},
-    proxy::PROXY_STATE,
+    proxy::kept::PROXY_STATE,
 };
 
 /// What the name of this program's file begins with.

@@ -152,12 +152,11 @@ impl Service {
             };
             let mut listeners = listeners.into_iter();
             for (thread, change) in changes.iter_mut().enumerate() {
-                let listening = match listeners.next() {
-                    Some(listener) => Listening::New(listener),
-                    None => {
-                        Listening::Still { address: address.clone(), keepalive: pool.tcp_keepalive }
-                    }
+                let still = || {
+                    let (address, keepalive) = (address.clone(), pool.tcp_keepalive);
+                    Listening::Still { address, keepalive, terms: None }
                 };
+                let listening = listeners.next().map_or_else(still, Listening::New);
                 change.listeners.push((number, listening));
                 if former.is_none_or(|each| each.pool != pool) {
                     let setup = setup(&pool, self.options.ejected, thread as u32);

@@ -4,7 +4,7 @@ use std::io;
 
 use mio::Token;
 
-use super::{KIND_BITS, LISTENER, Listener, Loop};
+use super::{KIND_BITS, LISTENER, Listener, Loop, Terms};
 use crate::{engine::PoolSetup, route::Address};
 
 /// What changes.
@@ -24,6 +24,8 @@ pub enum Listening {
         address: Address,
         /// See [`Listener::set_keepalive`].
         keepalive: bool,
+        /// For clients that connect from now on; None: as before.
+        terms: Option<Terms>,
     },
     New(Listener),
 }
@@ -47,7 +49,7 @@ impl Loop {
         self.listeners.resize_with(former.len(), || None);
         for (pool, listening) in change.listeners {
             match listening {
-                Listening::Still { address, keepalive } => {
+                Listening::Still { address, keepalive, terms } => {
                     let at = |place: &Option<(usize, Listener)>| {
                         place.as_ref().is_some_and(|(_, each)| *each.address() == address)
                     };
@@ -55,7 +57,10 @@ impl Loop {
                         && let Some(place) = former.get_mut(index)
                         && let Some(to) = self.listeners.get_mut(index)
                     {
-                        *to = place.take().map(|(_, listener)| (pool, listener));
+                        *to = place.take().map(|(_, listener)| match terms {
+                            None => (pool, listener),
+                            Some(terms) => (pool, listener.with_terms(terms)),
+                        });
                         let kept = to.as_ref().map(|(_, kept)| kept.set_keepalive(keepalive));
                         if let Some(Err(error)) = kept {
                             tracing::warn!(%error, "cannot change keepalive");

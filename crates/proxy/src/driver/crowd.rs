@@ -8,18 +8,24 @@ use std::sync::{
 /// So many clients at once.
 #[derive(Debug)]
 pub struct Crowd {
-    max: usize,
+    max: AtomicUsize,
     now: AtomicUsize,
 }
 
 impl Crowd {
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max, now: AtomicUsize::new(0) })
+        Arc::new(Self { max: AtomicUsize::new(max), now: AtomicUsize::new(0) })
+    }
+
+    /// Another number from now on; who is there stays.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Relaxed);
     }
 
     /// A place for one more, for as long as it is kept.
     pub(super) fn enter(self: &Arc<Self>) -> Option<Seat> {
-        let one_more = |now| (now < self.max).then_some(now + 1);
+        let max = self.max.load(Relaxed);
+        let one_more = |now| (now < max).then_some(now + 1);
         self.now.fetch_update(Relaxed, Relaxed, one_more).ok()?;
         Some(Seat(Arc::clone(self)))
     }
@@ -45,6 +51,10 @@ mod tests {
         let (first, second) = (crowd.enter(), crowd.enter());
         assert!(first.is_some() && second.is_some() && crowd.enter().is_none());
         drop(first);
+        assert!(crowd.enter().is_some());
+        crowd.set_max(1);
+        assert!(crowd.enter().is_none());
+        drop(second);
         assert!(crowd.enter().is_some());
         assert!(Crowd::new(0).enter().is_none());
     }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::address;
-use crate::errors::Failure;
+use crate::{errors::Failure, proxy::certificates};
 
 /// How often certificates are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -117,18 +117,7 @@ impl Certificates {
                 _ = looks.tick() => {}
                 _ = hangup.recv() => last.clear(),
             }
-            match block_in_place(|| self.reload()) {
-                Ok(true) => tracing::info!("new certificates"),
-                Ok(false) => last.clear(),
-                Err(error) => {
-                    // A file may be half written; each error is told once.
-                    let told = error.to_string();
-                    if told != last {
-                        tracing::error!(%error, "the certificates stay as they are");
-                    }
-                    last = told;
-                }
-            }
+            certificates::note(block_in_place(|| self.reload()), &mut last);
         }
     }
 }

@@ -102,7 +102,8 @@ impl Source {
                 present(context, output, redraw, None, &observed, None)
             }
             Self::Fleet { session, observer } => {
-                let observed = observer.observe(&session.fleet).await?;
+                let mut observed = observer.observe(&session.fleet).await?;
+                observer.ask_proxies(&mut observed).await;
                 let guard = guard(session)?;
                 present(context, output, redraw, Some(&session.fleet), &observed, Some(&guard))
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use fleet::{
     model::{Bytes, ClusterName, Fleet, NodeName},
-    observed::{Memory, NodeView, Observed, Process},
+    observed::{Memory, NodeView, Observed, Process, ProxyFigures},
     overview::{Overview, Shard, State},
     risk::{self, Level, Risk},
 };
@@ -73,17 +73,34 @@ pub fn cluster(
     out
 }
 
+/// `12 clients, 3,400 requests/s, 2 errors`.
+fn proxy_figures(figures: &ProxyFigures, style: Style) -> String {
+    let ProxyFigures { clients, requests, errors, requests_rate } = *figures;
+    let requests = match requests_rate {
+        Some(rate) => format!("{} requests/s", count(rate)),
+        None => plural(requests, "request"),
+    };
+    let errors = plural(errors, "error");
+    let errors = if figures.errors > 0 { style.yellow(&errors) } else { errors };
+    format!("{}, {requests}, {errors}", plural(clients, "client"))
+}
+
 /// A line for each proxy of the cluster.
 fn proxies(observed: &Observed, name: &ClusterName, style: Style) -> String {
     let mut out = String::new();
     for (proxy, view) in observed.proxies.iter().filter(|(_, view)| view.cluster == *name) {
         let state = match view.process {
-            Process::Running => style.green("serves plain clients"),
+            Process::Running => match &view.figures {
+                None => style.green("serves plain clients"),
+                Some(figures) => proxy_figures(figures, style),
+            },
             Process::Suspended => style.red("suspended"),
             Process::Gone => style.red("down"),
             Process::Unknown => style.yellow("unknown"),
         };
-        out.push_str(&format!("  proxy {proxy}  {}  {state}\n", view.listen));
+        let mut places: Vec<String> = view.listen.iter().map(ToString::to_string).collect();
+        places.extend(view.service.tls.iter().map(|tls| format!("{} (TLS)", tls.listen)));
+        out.push_str(&format!("  proxy {proxy}  {}  {state}\n", places.join(", ")));
     }
     out
 }

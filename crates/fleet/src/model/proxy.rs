@@ -1,0 +1,111 @@
+//! What the spec says of proxies.
+
+use std::{fmt, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ClusterName, ProxyName};
+
+/// What lets plain clients use a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    pub name: ProxyName,
+    pub cluster: ClusterName,
+    /// Where clients connect without TLS; never empty.
+    pub listen: Vec<Listen>,
+    /// Each has connections of its own to the servers.
+    pub threads: u32,
+    pub service: ProxyService,
+}
+
+/// Where a proxy takes connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub address: ProxyAddress,
+    /// The spec names the port; else the next free one is taken where this one is not.
+    pub explicit: bool,
+}
+
+impl Listen {
+    /// Is a proxy that listens there one that was meant by this?
+    pub fn allows(&self, there: &ProxyAddress) -> bool {
+        match (&self.address, there) {
+            (ProxyAddress::Tcp(wanted), ProxyAddress::Tcp(there)) if !self.explicit => {
+                wanted.ip() == there.ip() && there.port() >= wanted.port()
+            }
+            (wanted, there) => wanted == there,
+        }
+    }
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ProxyAddress {
+    Tcp(SocketAddr),
+    /// A unix socket's path; a relative one begins at the spec's directory.
+    Path(String),
+}
+
+impl fmt::Display for ProxyAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Path(path) => f.write_str(path),
+        }
+    }
+}
+
+/// How a proxy serves its clients: all that can be changed while they stay connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyService {
+    /// A second place, for clients that speak TLS.
+    pub tls: Option<ProxyTls>,
+    /// Where it gives its figures away for Prometheus.
+    pub metrics: Option<SocketAddr>,
+    /// So many clients at once, at all places together; None: as many as come.
+    pub clients_max: Option<u32>,
+    /// How long it may take to answer what is under way when it ends, in milliseconds.
+    pub drain_ms: u64,
+}
+
+impl ProxyService {
+    /// Plain clients only, any number of them, and ten seconds to end.
+    pub const PLAIN: Self = Self { tls: None, metrics: None, clients_max: None, drain_ms: 10_000 };
+}
+
+/// How a proxy serves clients that speak TLS. Paths are of PEM files; relative ones begin at the
+/// spec's directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyTls {
+    pub listen: SocketAddr,
+    /// The proxy's certificate, and after it those that lead to a root.
+    pub cert: String,
+    pub key: String,
+    /// Who vouches for clients; None: they show no certificates.
+    pub client_ca: Option<String>,
+    /// Clients without a certificate are served too.
+    pub client_optional: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant() {
+        let check = |wanted: &str, explicit: bool, there: &str, expected: bool| {
+            let parse = |text: &str| serde_json::from_value(text.into()).unwrap();
+            let listen = Listen { address: parse(wanted), explicit };
+            assert_eq!(listen.allows(&parse(there)), expected, "{wanted} {there}");
+        };
+        check("127.0.0.1:6379", true, "127.0.0.1:6379", true);
+        check("127.0.0.1:6379", true, "127.0.0.1:6380", false);
+        check("127.0.0.1:6379", false, "127.0.0.1:6380", true);
+        check("127.0.0.1:6379", false, "127.0.0.1:6378", false);
+        check("127.0.0.1:6379", false, "127.0.0.2:6380", false);
+        check("run/a.sock", true, "run/a.sock", true);
+        check("run/a.sock", true, "run/b.sock", false);
+        check("run/a.sock", true, "127.0.0.1:6379", false);
+    }
+}

@@ -1,0 +1,19 @@
+//! Certificates that are renewed while they are used.
+
+use proxy::driver::TlsError;
+
+/// Tells of certificates that were read again. An error is told once: `told` is the last one.
+pub fn note(renewed: Result<bool, TlsError>, told: &mut String) {
+    match renewed {
+        Ok(true) => tracing::info!("new certificates"),
+        Ok(false) => told.clear(),
+        Err(error) => {
+            // A file may be half written.
+            let text = error.to_string();
+            if text != *told {
+                tracing::error!(%error, "the certificates stay as they are");
+            }
+            *told = text;
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Where a proxy's clients connect, on which terms. Places come and go while it serves.
+
+use std::{fs, sync::Arc};
+
+use proxy::{
+    driver::{Acceptor, Change, Crowd, Listener, Listening, Running, Terms, TlsFiles},
+    route::Address,
+};
+
+use super::ProxyError;
+
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 4_096;
+
+/// See the module.
+pub(super) struct Places {
+    threads: usize,
+    crowd: Arc<Crowd>,
+    /// Load balancers say whose a connection is.
+    balanced: bool,
+    now: Vec<Place>,
+}
+
+/// One of them.
+#[derive(Clone)]
+struct Place {
+    /// As it was asked for.
+    wanted: Address,
+    /// Where it really listens: a port 0 was replaced.
+    address: Address,
+    tls: Option<(TlsFiles, Arc<Acceptor>)>,
+}
+
+/// A place that is to be.
+enum Next {
+    Still,
+    /// With other certificates.
+    Otherwise,
+    /// Its listeners, one a thread.
+    New(Vec<Listener>),
+}
+
+/// Places that are to be.
+pub(super) struct Wanted(Vec<(Place, Next)>);
+
+impl Places {
+    pub fn new(threads: usize, clients_max: Option<usize>, balanced: bool) -> Self {
+        let crowd = Crowd::new(clients_max.unwrap_or(usize::MAX));
+        Self { threads, crowd, balanced, now: Vec::new() }
+    }
+
+    pub fn set_clients_max(&self, clients_max: Option<usize>) {
+        self.crowd.set_max(clients_max.unwrap_or(usize::MAX));
+    }
+
+    pub fn listens(&self) -> impl Iterator<Item = (&Address, Option<&Arc<Acceptor>>)> {
+        self.now
+            .iter()
+            .map(|place| (&place.address, place.tls.as_ref().map(|(_, acceptor)| acceptor)))
+    }
+
+    /// Binds what isn't there yet. Nobody is served otherwise until [`Places::take`].
+    pub fn prepare(
+        &self,
+        listen: &[Address],
+        tls: Option<(Address, TlsFiles)>,
+    ) -> Result<Wanted, ProxyError> {
+        let there = |wanted: &Address, tls: bool| {
+            let mut places = self.now.iter();
+            places.find(|place| place.wanted == *wanted && place.tls.is_some() == tls)
+        };
+        let mut places = Vec::new();
+        for wanted in listen {
+            places.push(match there(wanted, false) {
+                Some(place) => (place.clone(), Next::Still),
+                None => self.bind(wanted, None)?,
+            });
+        }
+        if let Some((wanted, files)) = tls {
+            let same = |place: &&Place| place.tls.as_ref().is_some_and(|(of, _)| *of == files);
+            places.push(match there(&wanted, true) {
+                Some(place) if same(&place) => (place.clone(), Next::Still),
+                former => {
+                    let tls = Some((files.clone(), Arc::new(Acceptor::load(files)?)));
+                    match former {
+                        Some(place) => (Place { tls, ..place.clone() }, Next::Otherwise),
+                        None => self.bind(&wanted, tls)?,
+                    }
+                }
+            });
+        }
+        Ok(Wanted(places))
+    }
+
+    fn bind(
+        &self,
+        wanted: &Address,
+        tls: Option<(TlsFiles, Arc<Acceptor>)>,
+    ) -> Result<(Place, Next), ProxyError> {
+        let listeners = Listener::bind(wanted, self.threads, BACKLOG, None)?;
+        let address = listeners.first().map_or(wanted, Listener::address).clone();
+        let place = Place { wanted: wanted.clone(), address, tls };
+        let terms = self.terms(&place);
+        let listeners = listeners.into_iter().map(|each| each.with_terms(terms.clone())).collect();
+        Ok((place, Next::New(listeners)))
+    }
+
+    fn terms(&self, place: &Place) -> Terms {
+        let tls = place.tls.as_ref().map(|(_, acceptor)| Arc::clone(acceptor));
+        Terms { tls, crowd: Some(Arc::clone(&self.crowd)), balanced: self.balanced }
+    }
+
+    /// Has the loops listen at these places, and at no others.
+    pub fn take(&mut self, wanted: Wanted, loops: &[Running]) {
+        let mut changes: Vec<Change> = Vec::new();
+        changes.resize_with(loops.len(), Change::default);
+        let mut places = Vec::new();
+        for (place, next) in wanted.0 {
+            let terms = matches!(next, Next::Otherwise).then(|| self.terms(&place));
+            let mut new = match next {
+                Next::New(listeners) => listeners,
+                Next::Still | Next::Otherwise => Vec::new(),
+            }
+            .into_iter();
+            for change in &mut changes {
+                let (address, terms) = (place.address.clone(), terms.clone());
+                let still = || Listening::Still { address, keepalive: false, terms };
+                let listening = new.next().map_or_else(still, Listening::New);
+                change.listeners.push((0, listening));
+            }
+            places.push(place);
+        }
+        for (running, change) in loops.iter().zip(changes) {
+            running.change(change);
+        }
+        let former = std::mem::replace(&mut self.now, places);
+        for place in former {
+            if let Address::Unix(path) = &place.address
+                && self.now.iter().all(|each| each.address != place.address)
+                && let Err(error) = fs::remove_file(path)
+            {
+                tracing::warn!(%error, "cannot remove {}", path.display());
+            }
+        }
+    }
+}
