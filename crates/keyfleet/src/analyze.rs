@@ -1,9 +1,12 @@
-//! What a file holds: which keys take the memory, of which types, until when, in which slots.
+//! What a file or a live cluster ([`live`]) holds: which keys take the memory, of which types, until
+//! when, in which slots.
 //!
 //! One pass; memory doesn't grow with the file. Names are followed to [`DEPTH`] separators; of
 //! prefixes the heaviest are kept ([`prefixes`]), so a figure may be too low by what the report
-//! says. Memory is estimated: what the engine's structures take beside the values, on 64 bits.
+//! says. Memory of what a file holds is estimated: what the engine's structures take beside the
+//! values, on 64 bits.
 
+pub mod live;
 pub mod page;
 mod prefixes;
 
@@ -19,7 +22,7 @@ use protocol::{
 };
 use serde::Serialize;
 
-use self::prefixes::Prefixes;
+use self::{live::Live, prefixes::Prefixes};
 use crate::{
     mover::import::source::{self, Input, Next, Position, SourceError, Visitor},
     observe::now_ms,
@@ -76,7 +79,7 @@ pub struct Biggest {
     pub key: String,
     pub db: u64,
     #[serde(rename = "type")]
-    pub data_type: &'static str,
+    pub data_type: String,
 }
 
 /// Names that begin alike.
@@ -108,16 +111,18 @@ pub struct Balance {
     pub slots_used: u64,
 }
 
-/// What a file holds.
+/// What a file or a cluster holds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub files: Vec<String>,
+    /// Where servers were asked; then memory is what they say.
+    pub live: Option<Live>,
     pub total: Sum,
     /// Keys whose time is over; they are counted.
     pub expired: u64,
     /// Commands of append-only files, which are not looked into.
     pub commands: u64,
-    pub types: BTreeMap<&'static str, Sum>,
+    pub types: BTreeMap<String, Sum>,
     pub encodings: BTreeMap<String, Sum>,
     pub databases: BTreeMap<u64, Sum>,
     /// The heaviest, heaviest first.
@@ -133,7 +138,7 @@ pub struct Report {
 pub fn run(inputs: &[Input], shards: usize, read: &AtomicU64) -> Result<Report, SourceError> {
     let mut survey = Survey::new();
     source::read(inputs, Position::default(), read, &mut survey)?;
-    Ok(survey.report(inputs, shards))
+    Ok(survey.report(inputs.iter().map(Input::name).collect(), shards))
 }
 
 /// Times to live, each up to the bound in milliseconds.
@@ -160,6 +165,8 @@ struct Survey {
     commands: u64,
     /// In the order of [`Encoding::ALL`].
     encodings: [Sum; Encoding::ALL.len()],
+    /// Types and encodings as servers call them.
+    told: BTreeMap<(String, String), Sum>,
     databases: BTreeMap<u64, Sum>,
     /// The database that is being read; not among the others yet.
     db: (u64, Sum),
@@ -179,6 +186,7 @@ impl Survey {
             total: Sum::default(),
             commands: 0,
             encodings: [Sum::default(); Encoding::ALL.len()],
+            told: BTreeMap::new(),
             databases: BTreeMap::new(),
             db: (0, Sum::default()),
             prefixes: Prefixes::default(),
@@ -202,34 +210,36 @@ impl Survey {
         let end = if key.expire_at_ms.is_some() { END_OVERHEAD } else { 0 };
         let memory_bytes = KEY_OVERHEAD + name_bytes + end + value_bytes + each * elements;
         let sum = Sum { keys: 1, file_bytes: file_bytes + name_bytes, memory_bytes, elements };
-        self.total.add(sum);
-        let data_type = key.encoding.data_type().name();
         if let Some(place) = self.encodings.get_mut(key.encoding as usize) {
             place.add(sum);
         }
-        if key.db != self.db.0 {
-            self.end_db(key.db);
+        let data_type = key.encoding.data_type().name();
+        let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(self.now_ms));
+        self.count(&key.name, key.db, data_type, left_ms, sum);
+    }
+
+    /// Counts a key for everything but its type and encoding.
+    fn count(&mut self, name: &[u8], db: u64, data_type: &str, left_ms: Option<u64>, sum: Sum) {
+        self.total.add(sum);
+        if db != self.db.0 {
+            self.end_db(db);
         }
         self.db.1.add(sum);
-        let left = match key.expire_at_ms {
-            None => LEFT.len(),
-            Some(at) => {
-                let left = at.saturating_sub(self.now_ms);
-                LEFT.iter().position(|(_, bound)| left <= *bound).unwrap_or(LEFT.len() - 1)
-            }
-        };
+        let left = left_ms.map_or(LEFT.len(), |left| {
+            LEFT.iter().position(|(_, bound)| left <= *bound).unwrap_or(LEFT.len() - 1)
+        });
         if let Some(place) = self.left.get_mut(left) {
             place.add(sum);
         }
-        if let Some(slot) = self.slots.get_mut(usize::from(key_slot(&key.name).number())) {
+        if let Some(slot) = self.slots.get_mut(usize::from(key_slot(name).number())) {
             slot.add(sum);
         }
-        self.prefixes.add(&key.name, sum);
+        self.prefixes.add(name, sum);
+        let Sum { memory_bytes, elements, .. } = sum;
         let least = self.biggest.peek().map_or(0, |least| least.0.memory_bytes);
         if self.biggest.len() < BIGGEST || memory_bytes > least {
-            let key_shown = shown(&key.name);
-            let biggest = Biggest { memory_bytes, elements, key: key_shown, db: key.db, data_type };
-            self.biggest.push(Reverse(biggest));
+            let (key, data_type) = (shown(name), data_type.to_owned());
+            self.biggest.push(Reverse(Biggest { memory_bytes, elements, key, db, data_type }));
             if self.biggest.len() > BIGGEST {
                 self.biggest.pop();
             }
@@ -244,7 +254,7 @@ impl Survey {
         }
     }
 
-    fn report(mut self, inputs: &[Input], shards: usize) -> Report {
+    fn report(mut self, files: Vec<String>, shards: usize) -> Report {
         let shards = shards.clamp(1, usize::from(SLOT_COUNT));
         let mut balance = vec![Sum::default(); shards];
         let mut fullest = (0, 0);
@@ -255,24 +265,32 @@ impl Survey {
             fullest = fullest.max((sum.memory_bytes, slot));
         }
         self.end_db(0);
-        let mut types: BTreeMap<&'static str, Sum> = BTreeMap::new();
-        let found = || Encoding::ALL.into_iter().zip(self.encodings).filter(|(_, s)| s.keys > 0);
-        for (encoding, sum) in found() {
-            types.entry(encoding.data_type().name()).or_default().add(sum);
+        let (mut types, mut encodings) = (BTreeMap::new(), BTreeMap::new());
+        let found = Encoding::ALL.into_iter().zip(self.encodings).filter(|(_, sum)| sum.keys > 0);
+        let found = found.map(|(encoding, sum)| {
+            let name = format!("{} {encoding:?}", encoding.byte());
+            (encoding.data_type().name().to_owned(), name, sum)
+        });
+        let told = self.told.into_iter().map(|((data_type, encoding), sum)| {
+            let name = format!("{data_type}, {encoding}");
+            (data_type, name, sum)
+        });
+        for (data_type, name, sum) in found.chain(told) {
+            types.entry(data_type).or_insert_with(Sum::default).add(sum);
+            encodings.insert(name, sum);
         }
         let left = LEFT.iter().map(|(left, _)| *left).chain(["no end"]).zip(self.left);
         let (prefixes, prefix_error_bytes) = self.prefixes.heaviest(PREFIXES);
         let biggest: Vec<Biggest> =
             self.biggest.into_sorted_vec().into_iter().map(|Reverse(big)| big).collect();
         Report {
-            files: inputs.iter().map(Input::name).collect(),
+            files,
+            live: None,
             total: self.total,
             expired: self.left.first().map_or(0, |sum| sum.keys),
             commands: self.commands,
             types,
-            encodings: found()
-                .map(|(encoding, sum)| (format!("{} {encoding:?}", encoding.byte()), sum))
-                .collect(),
+            encodings,
             databases: self.databases,
             prefixes,
             prefix_error_bytes,

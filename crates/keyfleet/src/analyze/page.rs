@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Prefix, Report, Sum};
+use super::{Prefix, Report, Sum, live::Hot};
 
 const WIDTH: f64 = 1_160.0;
 const HEIGHT: f64 = 560.0;
@@ -34,11 +34,14 @@ pub fn page(report: &Report) -> String {
         out,
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{0}</title><style>{STYLE}</style>\
-         <h1>{0}</h1><p>{1} keys, about {2} in memory, {3} in the file</p>",
+         <h1>{0}</h1><p>{1} keys, {2} in memory{3}</p>",
         escaped(&title),
         number(total.keys),
         bytes(total.memory_bytes),
-        bytes(total.file_bytes),
+        match report.live {
+            Some(_) => String::new(),
+            None => format!(" by estimate, {} in the file", bytes(total.file_bytes)),
+        },
     );
     out.push_str("<h2>Memory by prefix</h2>");
     out.push_str(&map(&report.prefixes, total.memory_bytes));
@@ -63,7 +66,26 @@ pub fn page(report: &Report) -> String {
         (format!("{} ({})", big.key, big.data_type), sum)
     });
     table(&mut out, "Biggest keys", "elements", biggest);
+    if let Some(live) = &report.live {
+        hot(&mut out, &live.hot);
+    }
     out
+}
+
+fn hot(out: &mut String, hot: &Hot) {
+    let _ = write!(
+        out,
+        "<h2>Hot keys</h2><p>Of a sample of {} keys</p>\
+         <table><tr><th></th><th>frequency, 0 to 255</th><th>used so many seconds ago</th></tr>",
+        number(hot.sampled)
+    );
+    for key in &hot.keys {
+        let told = |figure: Option<u64>| figure.map_or_else(|| "not known".to_owned(), number);
+        let (frequency, idle) = (told(key.frequency), told(key.idle_seconds));
+        let key = escaped(&key.key);
+        let _ = write!(out, "<tr><td>{key}</td><td>{frequency}</td><td>{idle}</td></tr>");
+    }
+    out.push_str("</table>");
 }
 
 fn sums(out: &mut String, title: &str, rows: impl Iterator<Item = (String, Sum)>) {

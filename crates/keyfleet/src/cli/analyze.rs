@@ -1,4 +1,4 @@
-//! `keyfleet analyze`: what a file holds.
+//! `keyfleet analyze`: what a file or a live cluster holds.
 
 use std::{
     fs,
@@ -17,9 +17,12 @@ use super::{
     text::{Style, bar, count, cut, pad, pad_left, plural, size},
 };
 use crate::{
-    analyze::{self, Report, Sum, page},
+    analyze::{self, Report, Sum, live::Hot, page},
     errors::{Exit, Failure},
 };
+
+/// Shards where none are named.
+const SHARDS: usize = 3;
 
 const ROWS: usize = 15;
 const NAME_WIDTH: usize = 40;
@@ -28,11 +31,14 @@ const BAR_WIDTH: usize = 24;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// RDB files, directories of them, s3://, gs:// or az:// URLs, - for stdin
-    #[arg(value_name = "FILE|DIR|URL|-", required = true)]
+    #[arg(value_name = "FILE|DIR|URL|-", required_unless_present = "connect")]
     files: Vec<PathBuf>,
-    /// Shards of the cluster that the keys would be in
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    shards: usize,
+    /// Ask a live cluster or server key by key, replicas first; only reads
+    #[arg(long, value_name = "CLUSTER|HOST:PORT", conflicts_with = "files")]
+    connect: Option<String>,
+    /// Shards of the cluster that the keys would be in [default: 3; with --connect those there are]
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
     /// How to print it; html is one page that needs nothing else
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -49,29 +55,10 @@ enum Format {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let inputs = import::inputs(&args.files).await?;
-    let total: u64 = inputs.iter().map(|input| input.bytes).sum();
-    let read = Arc::new(AtomicU64::new(0));
-    let shards = args.shards;
-    let worker = {
-        let read = Arc::clone(&read);
-        tokio::task::spawn_blocking(move || analyze::run(&inputs, shards, &read))
+    let report = match &args.connect {
+        Some(connect) => live(context, connect, args.shards).await?,
+        None => files(context, &args).await?,
     };
-    let mut live = context.printer.live();
-    let drawing = async {
-        let mut ticks = tokio::time::interval(outcome::REDRAW);
-        loop {
-            ticks.tick().await;
-            let read = read.load(Ordering::Relaxed);
-            live.draw(&[], &[format!("{} reading, {}", bar(read, total, BAR_WIDTH), size(read))]);
-        }
-    };
-    let result = tokio::select! {
-        ended = worker => ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
-        never = drawing => never,
-    };
-    live.clear();
-    let report = result.map_err(|error| outcome::unreadable(&error))?;
     let text = match args.output {
         Format::Text => text(&report, context.printer.style),
         Format::Html => page::page(&report),
@@ -89,14 +76,75 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Reads files.
+async fn files(context: &Context, args: &Args) -> Result<Report, Failure> {
+    let inputs = import::inputs(&args.files).await?;
+    let total: u64 = inputs.iter().map(|input| input.bytes).sum();
+    let read = Arc::new(AtomicU64::new(0));
+    let shards = args.shards.unwrap_or(SHARDS);
+    let worker = {
+        let read = Arc::clone(&read);
+        tokio::task::spawn_blocking(move || analyze::run(&inputs, shards, &read))
+    };
+    let line = || {
+        let read = read.load(Ordering::Relaxed);
+        format!("{} reading, {}", bar(read, total, BAR_WIDTH), size(read))
+    };
+    let ended = drawn(context, worker, line).await;
+    let result = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    result.map_err(|error| outcome::unreadable(&error))
+}
+
+/// Asks servers.
+async fn live(context: &Context, to: &str, shards: Option<usize>) -> Result<Report, Failure> {
+    let goal = import::goal(context, to).await?;
+    let walked = AtomicU64::new(0);
+    let asking = analyze::live::run(&goal.target, goal.login.as_ref(), shards, &walked);
+    let line = || format!("asking, {}", plural(walked.load(Ordering::Relaxed), "key"));
+    let result = drawn(context, asking, line).await;
+    result.map_err(|error| outcome::failure(&error.into(), false))
+}
+
+/// What the work comes to; meanwhile a line says how far it is.
+async fn drawn<T>(
+    context: &Context,
+    work: impl Future<Output = T>,
+    line: impl Fn() -> String,
+) -> T {
+    let mut live = context.printer.live();
+    let drawing = async {
+        let mut ticks = tokio::time::interval(outcome::REDRAW);
+        loop {
+            ticks.tick().await;
+            live.draw(&[], &[line()]);
+        }
+    };
+    let result = tokio::select! {
+        ended = work => ended,
+        never = drawing => never,
+    };
+    live.clear();
+    result
+}
+
 fn text(report: &Report, style: Style) -> String {
     let total = report.total;
-    let mut out = format!(
-        "{}, about {} in memory, {} in the file\n",
-        plural(total.keys, "key"),
-        size(total.memory_bytes),
-        size(total.file_bytes)
-    );
+    let keys = plural(total.keys, "key");
+    let memory = size(total.memory_bytes);
+    let mut out = match &report.live {
+        None => {
+            format!("{keys}, about {memory} in memory, {} in the file\n", size(total.file_bytes))
+        }
+        Some(live) => {
+            let mut out = format!("{keys}, {memory} in memory\n");
+            for node in &live.nodes {
+                let role = if node.replica { "a replica" } else { "a primary" };
+                let keys = plural(node.keys, "key");
+                out.push_str(&format!("{keys} told by {}, {role}\n", node.address));
+            }
+            out
+        }
+    };
     if report.expired > 0 {
         out.push_str(&format!("{} of them have expired\n", count(report.expired)));
     }
@@ -142,5 +190,24 @@ fn text(report: &Report, style: Style) -> String {
         (format!("{} ({})", big.key, big.data_type), sum)
     });
     section("Biggest keys, and their elements", biggest.collect());
+    if let Some(live) = &report.live {
+        out.push_str(&hot(&live.hot, style));
+    }
+    out
+}
+
+fn hot(hot: &Hot, style: Style) -> String {
+    let by_frequency = hot.keys.iter().any(|key| key.frequency.is_some());
+    let what = if by_frequency { "used most" } else { "used last: how often is not known" };
+    let sampled = plural(hot.sampled, "key");
+    let mut out = format!("\n{}\n", style.bold(&format!("Of a sample of {sampled}, {what}")));
+    for key in hot.keys.iter().take(ROWS) {
+        let number = match (key.frequency, key.idle_seconds) {
+            (Some(frequency), _) => format!("frequency {frequency}"),
+            (None, idle) => format!("{} s ago", count(idle.unwrap_or_default())),
+        };
+        let name = pad(&cut(&key.key, NAME_WIDTH), NAME_WIDTH);
+        out.push_str(&format!("  {name}  {}\n", pad_left(&number, 13)));
+    }
     out
 }

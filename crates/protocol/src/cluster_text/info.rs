@@ -89,6 +89,13 @@ impl Info {
         total
     }
 
+    /// The databases that hold keys, by the same lines.
+    pub fn databases(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self.numbered("db").map(|(number, _)| number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// The lines `slave0:ip=…,port=…,state=…,offset=…,lag=…` in their order; one that lacks its
     /// address is left out.
     pub fn replicas(&self) -> Vec<InfoReplica> {
@@ -150,6 +157,7 @@ mod tests {
     fn totals() {
         assert_eq!(Info::parse(TEXT).keyspace(), Keyspace { keys: 5, expires: 1 });
         assert_eq!(Info::parse("").keyspace(), Keyspace::default());
+        assert_eq!(Info::parse(TEXT).databases(), [0, 12]);
     }
 
     #[test]
