@@ -111,6 +111,13 @@ async fn wait_until_held(cluster: &RawCluster, count: usize) {
     }
 }
 
+/// Has an import noted how far it is?
+fn has_saved(fleet: &TestFleet) -> bool {
+    let notes = fs::read_dir(fleet.directory().join("state/keyfleet/imports"));
+    let names = notes.into_iter().flatten().map(|note| note.unwrap().path());
+    names.into_iter().any(|path| path.extension().is_some_and(|extension| extension == "json"))
+}
+
 /// The large keys are there, and whole.
 async fn expect_large(cluster: &RawCluster, large: &[Entry]) {
     let owners = cluster.owners().await.unwrap();
@@ -138,6 +145,9 @@ async fn killed_again_and_again_it_goes_on() {
     for part in 1..4 {
         let running = fleet.spawn(&args);
         wait_until_held(&cluster, KEYS * part / 8).await;
+        while !has_saved(&fleet) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         let ended = running.kill9().await;
         assert_eq!(ended.code, None, "it was over before it was killed: {ended:?}");
     }
