@@ -46,7 +46,7 @@ pub fn page(report: &Report) -> String {
     out.push_str("<h2>Memory by prefix</h2>");
     out.push_str(&map(&report.prefixes, total.memory_bytes));
     out.push_str("<div class=\"two\"><div>");
-    sums(&mut out, "Types", report.types.iter().map(|(name, sum)| ((*name).to_owned(), *sum)));
+    sums(&mut out, "Types", report.types.iter().map(|(name, sum)| (name.clone(), *sum)));
     out.push_str("</div><div>");
     let left = report.ttl.iter().map(|left| {
         let sum = Sum { keys: left.keys, memory_bytes: left.memory_bytes, ..Sum::default() };

@@ -168,7 +168,7 @@ fn text(report: &Report, style: Style) -> String {
             ));
         }
     };
-    let types = report.types.iter().map(|(name, sum)| ((*name).to_owned(), *sum));
+    let types = report.types.iter().map(|(name, sum)| (name.clone(), *sum));
     section("Types", types.collect());
     let encodings = report.encodings.iter().map(|(name, sum)| (name.clone(), *sum));
     section("Encodings", encodings.collect());
