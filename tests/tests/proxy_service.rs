@@ -256,7 +256,8 @@ fn figures_are_given_away() {
     let backend = Backend::start();
     let place = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let place = place.to_string();
-    let args = ["--metrics", &place, "--threads", "2", "--slowlog-slower-than", "0"];
+    let args =
+        ["--metrics", &place, "--threads", "2", "--slowlog-slower-than", "0", "--hot-keys", "1"];
     let proxy = Program::start(&[backend.address], &args);
     let mut clients: Vec<Wire> = (0..4).map(|_| Wire::open(proxy.plain).unwrap()).collect();
     for client in &mut clients {
@@ -287,6 +288,13 @@ fn figures_are_given_away() {
     assert_eq!((&row["command"], &row["keys"][0]), (&"get".into(), &"a".into()));
     assert_eq!((&row["server"], &row["user"]), (&server.into(), &"default".into()));
     assert!(row["micros"].as_u64() >= row["micros_at_server"].as_u64());
+    clients[0].call(&[b"GET", "k".repeat(200_000).as_bytes()]).unwrap();
+    clients[1].call(&[b"GET", "l".repeat(900).as_bytes()]).unwrap();
+    let hot = ask("GET /hot HTTP/1.0\r\n\r\n");
+    let page: serde_json::Value = serde_json::from_str(hot.lines().last().unwrap()).unwrap();
+    assert_eq!((&page["one_in"], &page["hot"][0]["key"]), (&1.into(), &"a".into()));
+    assert!(page["hot"][0]["requests"].as_f64() > Some(0.0), "{page}");
+    assert_eq!(page["large"][0]["key"], "l".repeat(900));
     assert!(ask("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
 }

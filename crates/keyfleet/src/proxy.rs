@@ -2,6 +2,7 @@
 //! cluster current.
 
 pub mod certificates;
+pub mod hot;
 pub mod kept;
 pub mod metrics;
 mod places;
@@ -72,6 +73,8 @@ pub struct Service {
     /// What all clients together may ask; how many they may be says `clients_max`.
     pub allowance: Allowance,
     pub reading: Reading,
+    /// One request in so many is looked at for hot and large keys; None: none is.
+    pub sample_one_in: Option<u32>,
 }
 
 /// Which requests are noted as slow.
@@ -156,7 +159,9 @@ impl Proxy {
         let users = setup.users.own.iter();
         let own = users.filter_map(|user| Some((Some(user.name.clone()), user.quota.clone()?)));
         let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
-        let limits = Limits { slow_log: slow_log.clone(), quota, ..Limits::default() };
+        let sample_one_in = service.sample_one_in;
+        let limits =
+            Limits { slow_log: slow_log.clone(), quota, sample_one_in, ..Limits::default() };
         let mut loops = Vec::with_capacity(setup.threads);
         for number in 0..setup.threads {
             let pool = PoolSetup {

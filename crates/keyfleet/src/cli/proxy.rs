@@ -71,6 +71,11 @@ pub struct Args {
     bytes_per_second: Option<u64>,
     #[command(flatten)]
     reading: reading::ReadingArgs,
+    /// Look at one request in N for the keys that are asked for most, and large ones:
+    /// http://METRICS/hot and `proxy top`
+    #[arg(long, value_name = "N", conflicts_with = "twemproxy",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    hot_keys: Option<u32>,
     /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
     #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..), conflicts_with = "twemproxy")]
@@ -176,6 +181,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         slow_log,
         allowance,
         reading: args.reading.read()?,
+        sample_one_in: args.hot_keys,
     })
 }
 

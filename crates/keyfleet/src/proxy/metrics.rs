@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::slow;
+use super::{hot, slow};
 
 /// How long a loop may take to say what it is at.
 const REPORT: Duration = Duration::from_secs(1);
@@ -58,6 +58,11 @@ impl Source {
         text
     }
 
+    fn hot(&self) -> hot::Page {
+        let loops: Vec<_> = self.ask().into_iter().filter_map(|each| each.hot).collect();
+        hot::Page::new(&loops)
+    }
+
     fn ask(&self) -> Vec<Figures> {
         let Some(loops) = self.loops.upgrade() else { return Vec::new() };
         let (sender, answers) = mpsc::channel();
@@ -71,7 +76,8 @@ impl Source {
     }
 }
 
-/// Answers `GET /metrics`, and `GET /slowlog` with what was slow of late, for as long as it is polled.
+/// Answers `GET /metrics`, `/slowlog` with what was slow of late, and `/hot` with the keys that are
+/// asked for most, for as long as it is polled.
 pub async fn serve<D: Door>(door: D, source: Source) {
     loop {
         match door.enter().await {
@@ -131,11 +137,16 @@ where
             let text = spawn_blocking(move || source.text()).await.map_err(io::Error::other)?;
             ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text)
         }
+        (b"GET", b"/hot") => {
+            let page = spawn_blocking(move || source.hot()).await.map_err(io::Error::other)?;
+            ("200 OK", "application/json", page.json()?)
+        }
         (b"GET", b"/slowlog") => {
             ("200 OK", "application/json", slow::json(source.slow_log.as_deref())?)
         }
         (b"GET", _) => {
-            let text = "The figures are at /metrics, slow requests at /slowlog.\n";
+            let text =
+                "The figures are at /metrics, slow requests at /slowlog, hot keys at /hot.\n";
             ("404 Not Found", "text/plain", text.to_owned())
         }
         _ => ("405 Method Not Allowed", "text/plain", "GET it.\n".to_owned()),
@@ -332,7 +343,7 @@ mod tests {
             server.counters.latency.record(micros);
             let pool = PoolFigures { counters: Arc::default(), servers: vec![server] };
             pool.counters.clients.add(3);
-            Figures { buffer_bytes: 100, pools: vec![pool] }
+            Figures { buffer_bytes: 100, pools: vec![pool], hot: None }
         };
         vec![one(5, 30), one(6, 1_000_000)]
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Engine, server::Conn};
+use super::{Engine, hot_keys::HotFigures, server::Conn};
 use crate::{
     counters::{PoolCounters, ServerCounters},
     route::Address,
@@ -15,6 +15,8 @@ pub struct Figures {
     pub buffer_bytes: usize,
     /// By number.
     pub pools: Vec<PoolFigures>,
+    /// Of the sample, if there is one.
+    pub hot: Option<HotFigures>,
 }
 
 /// One pool of one engine.
@@ -69,7 +71,8 @@ impl Engine {
             let servers = routed.chain(former.map(|(index, _)| index)).filter_map(figures);
             PoolFigures { counters: Arc::clone(&pool.counters), servers: servers.collect() }
         });
-        Figures { buffer_bytes: self.buffer_bytes(), pools: pools.collect() }
+        let hot = self.core.sample.as_ref().map(|sample| sample.figures(self.core.now));
+        Figures { buffer_bytes: self.buffer_bytes(), pools: pools.collect(), hot }
     }
 }
 

@@ -30,6 +30,7 @@ mod feed;
 mod figures;
 mod fragments;
 mod gather;
+mod hot_keys;
 mod identity;
 mod local;
 mod login;
@@ -60,6 +61,7 @@ pub use self::{
     board::Board,
     client::{Client, Work},
     figures::{Figures, PoolFigures, Queue, ServerFigures},
+    hot_keys::{HotFigures, HotKey, LargeKey},
     login::{Password, User, Users},
     quota::{Allowance, Quota, Taken},
     server::ConnId,
@@ -191,6 +193,9 @@ struct Core {
     limits: Limits,
     /// Requests that take so long are noted.
     slow_after: Micros,
+    sample: Option<hot_keys::Sample>,
+    /// So many replies until the next one of the sample; it goes round where there is none.
+    sample_in: u32,
     now: Micros,
     /// When [`Engine::tick`] was last called.
     ticked: Micros,
@@ -216,6 +221,7 @@ struct Core {
 impl Engine {
     pub fn new(limits: Limits) -> Self {
         let slow_after = limits.slow_log.as_ref().map_or(Micros::MAX, |log| log.slower_than());
+        let sample = limits.sample_one_in.map(hot_keys::Sample::new);
         let core = Core {
             conns: Slab::default(),
             servers: Vec::new(),
@@ -227,6 +233,8 @@ impl Engine {
             turn: Turn::default(),
             limits,
             slow_after,
+            sample,
+            sample_in: 1,
             now: 0,
             ticked: 0,
             clients_ever: 0,

@@ -251,6 +251,10 @@ impl Engine {
             if slow && !again {
                 self.note_slow(id, &pending);
             }
+            self.core.sample_in = self.core.sample_in.wrapping_sub(1);
+            if (self.core.sample_in == 0 || streamed) && !again && is_wanted {
+                self.sample(id, pending.length, reply.len(), streamed);
+            }
             if let Some(conn) = self.core.conns.get_mut(id) {
                 conn.release_popped();
             }
@@ -324,6 +328,7 @@ impl Engine {
             Some(client) if client.takes_part(pending.number) => {
                 client.answer_part(part);
                 client.mark(pending.client, &mut self.core.turn);
+                conn.passed = if begins { part.len() } else { conn.passed + part.len() };
                 conn.streaming = true;
                 Part::Passed
             }

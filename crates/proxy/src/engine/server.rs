@@ -62,6 +62,8 @@ pub struct Conn {
     pub(super) scanned: usize,
     /// The beginning of the first reply was passed on already.
     pub(super) streaming: bool,
+    /// So many bytes of it.
+    pub(super) passed: usize,
     /// It isn't read because this client doesn't read, since then.
     pub(super) stalled: Option<(ClientId, Micros)>,
     /// Clients that wait until it takes more.
@@ -176,6 +178,7 @@ impl Conn {
             held: Vec::new(),
             scanned: 0,
             streaming: false,
+            passed: 0,
             stalled: None,
             waiting: Vec::new(),
             private: None,

@@ -32,6 +32,8 @@ pub struct Limits {
     pub board: Arc<Board>,
     /// Where slow requests are noted, if they are.
     pub slow_log: Option<Arc<SlowLog>>,
+    /// One request in so many is looked at for hot and large keys; None: none is.
+    pub sample_one_in: Option<u32>,
     /// What all clients together may ask.
     pub quota: Option<Arc<Quota>>,
 }
@@ -51,6 +53,7 @@ impl Default for Limits {
             gathered_bytes_max: 64 << 20,
             board: Arc::default(),
             slow_log: None,
+            sample_one_in: None,
             quota: None,
         }
     }

@@ -21,13 +21,16 @@ use crate::{
         text::{Style, count, pad, pad_left, safe},
     },
     errors::{Exit, Failure},
-    proxy::metrics::PREFIX,
+    proxy::{hot, metrics::PREFIX},
 };
 
 /// Between two pages, and what rates are taken over.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long the proxy may take to answer.
 const ASK: Duration = Duration::from_secs(5);
+/// So many keys of each kind are shown, and so many letters of each.
+const KEYS_SHOWN: usize = 10;
+const KEY_WIDTH: usize = 40;
 /// A page of figures may have so many bytes.
 const BYTES_MAX: u64 = 64 << 20;
 
@@ -53,7 +56,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             () = &mut stop => return Ok(Exit::Done),
         }
         let now = (Instant::now(), ask(&args.address).await?);
-        let page = Page::new(&before.1, &now.1, (now.0 - before.0).as_secs_f64());
+        let mut page = Page::new(&before.1, &now.1, (now.0 - before.0).as_secs_f64());
+        page.hot = ask_hot(&args.address).await?;
         match args.output {
             Output::Json => printer.json(&page)?,
             Output::Text if redraw => printer.screen(&page.draw(printer.style))?,
@@ -67,7 +71,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 async fn ask(address: &str) -> Result<Figures, Failure> {
-    let asked = timeout(ASK, fetch(address)).await.unwrap_or_else(|late| Err(late.into()));
+    let asked =
+        timeout(ASK, fetch(address, "/metrics")).await.unwrap_or_else(|late| Err(late.into()));
     let text = asked.map_err(|error| {
         Failure::user(format!("no figures at {address}"))
             .because(&error)
@@ -76,9 +81,18 @@ async fn ask(address: &str) -> Result<Figures, Failure> {
     Ok(Figures::read(&text))
 }
 
-async fn fetch(address: &str) -> io::Result<String> {
+/// None: the proxy is one that knows nothing of hot keys.
+async fn ask_hot(address: &str) -> Result<Option<hot::Page>, Failure> {
+    let asked = timeout(ASK, fetch(address, "/hot")).await.ok().and_then(Result::ok);
+    let page = asked.map(|text| serde_json::from_str(&text)).transpose();
+    page.map_err(|error| {
+        Failure::user(format!("no keys can be read from {address}")).because(&error)
+    })
+}
+
+async fn fetch(address: &str, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.take(BYTES_MAX).read_to_string(&mut answer).await?;
@@ -141,6 +155,7 @@ struct Page {
     slow_rate: f64,
     buffer_bytes: f64,
     servers: Vec<Row>,
+    hot: Option<hot::Page>,
 }
 
 /// One server.
@@ -190,6 +205,7 @@ impl Page {
             slow_rate: rate("slow_requests_total"),
             buffer_bytes: gauge(&now.all, "buffer_bytes"),
             servers: rows.collect(),
+            hot: None,
         }
     }
 
@@ -236,8 +252,41 @@ impl Page {
             let paint = if fails { Style::red } else { |_, text: &str| text.to_owned() };
             line(&row.server, cells.each_ref().map(String::as_str), paint);
         }
+        if let Some(hot) = self.hot.as_ref().filter(|hot| hot.one_in > 0) {
+            out.push_str(&draw_hot(hot, style));
+        }
         out
     }
+}
+
+/// The keys that are asked for most, and the largest.
+fn draw_hot(page: &hot::Page, style: Style) -> String {
+    let name = |key: &str| {
+        let key: String = key.chars().take(KEY_WIDTH).collect();
+        pad(&safe(&key), KEY_WIDTH)
+    };
+    let mut out = String::from("\n");
+    let head = format!("{}{}{}", name("key"), pad_left("requests/s", 12), pad_left("out/s", 12));
+    out.push_str(&style.dim(&head));
+    out.push('\n');
+    for hot in page.hot.iter().take(KEYS_SHOWN) {
+        let requests = pad_left(&count(hot.requests.round() as u64), 12);
+        out.push_str(&format!(
+            "{}{requests}{}\n",
+            name(&hot.key),
+            pad_left(&bytes(hot.reply_bytes), 12)
+        ));
+    }
+    out.push_str(&style.dim(&format!("{}{}", name("large key"), pad_left("bytes", 12))));
+    out.push('\n');
+    for large in page.large.iter().take(KEYS_SHOWN) {
+        out.push_str(&format!(
+            "{}{}\n",
+            name(&large.key),
+            pad_left(&bytes(large.bytes as f64), 12)
+        ));
+    }
+    out
 }
 
 /// The duration in seconds that this share of what came between two answers doesn't exceed, taken
