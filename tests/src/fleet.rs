@@ -52,6 +52,7 @@ pub struct TestFleet {
     pub ports: PortBlock,
     count: AtomicU32,
     mounted: bool,
+    environment: BTreeMap<String, String>,
 }
 
 /// A command that has ended.
@@ -109,7 +110,13 @@ impl TestFleet {
         fs::create_dir_all(&directory).expect("the temporary directory can be written");
         let directory = directory.canonicalize().expect("it was just made");
         let ports = PortBlock::claim().expect("ports are free");
-        Self { directory, ports, count: AtomicU32::new(0), mounted: false }
+        Self {
+            directory,
+            ports,
+            count: AtomicU32::new(0),
+            mounted: false,
+            environment: BTreeMap::new(),
+        }
     }
 
     pub fn directory(&self) -> &Path {
@@ -145,6 +152,11 @@ impl TestFleet {
         fs::write(self.directory.join("fleet.yaml"), text).expect("fleet.yaml can be written");
     }
 
+    /// Gives the program a variable of the environment from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
     /// Starts the program in the fleet's directory.
     pub fn spawn(&self, args: &[&str]) -> Running {
         self.spawn_reading(args, Stdio::null())
@@ -160,6 +172,7 @@ impl TestFleet {
         let child = Command::new(program())
             .args(args)
             .current_dir(&self.directory)
+            .envs(&self.environment)
             .env("NO_COLOR", "1")
             .env("XDG_STATE_HOME", self.directory.join("state"))
             .stdin(stdin)

@@ -19,6 +19,7 @@ use protocol::{SlotSet, engine::AtomicSlots, key_slot};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use tests::{
+    bucket::{BUCKET, Bucket, KEY, Trouble},
     cluster::{RawCluster, Shape, call},
     engines::engine,
     fleet::{CLUSTER, Ended, Spec, TestFleet},
@@ -404,4 +405,151 @@ async fn a_cluster_of_the_fleet_by_its_name() {
     assert_eq!(report["existing_same"], held, "{report}");
     let ended = fleet.run(&["backup", "mian", "--to", &place]).await.expect_code(1);
     assert!(said(&ended).contains("did you mean"), "{ended:?}");
+}
+
+/// A fleet's directory whose commands can use the bucket.
+fn with_keys(bucket: &Bucket) -> TestFleet {
+    let mut fleet = TestFleet::empty();
+    fleet.set_variable("AWS_ACCESS_KEY_ID", KEY.0);
+    fleet.set_variable("AWS_SECRET_ACCESS_KEY", KEY.1);
+    fleet.set_variable("AWS_REGION", "us-east-1");
+    fleet.set_variable("AWS_ENDPOINT_URL", &format!("http://{}", bucket.address));
+    fleet
+}
+
+/// A server whose file has several parts.
+async fn filled() -> (Server, Connection) {
+    let config = ["--rdbcompression", "no"];
+    let server = Server::start(&engine("redis", "7.0").server, &config).await.unwrap();
+    let mut link = server.link().await.unwrap();
+    populate(&mut link, 1_000).await;
+    let script = "for i = 1, 20 do redis.call('SET', 'large:' .. i, string.rep(i, 500000)) end";
+    call(&mut link, &["EVAL", script, "0"]).await.unwrap();
+    (server, link)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn into_a_bucket_and_back() {
+    let bucket = Bucket::start().await.unwrap();
+    let fleet = with_keys(&bucket);
+    let (server, mut link) = filled().await;
+    let place = format!("s3://{BUCKET}/some/where");
+    let address = server.address.to_string();
+    let args =
+        ["backup", "mine", "--connect", &address, "--to", &place, "--keep", "1", "-o", "json"];
+    let first = json(&fleet.run(&args).await.expect_code(0));
+    let taken = json(&fleet.run(&args).await.expect_code(0));
+    assert_eq!(taken["deleted"][0], first["id"], "{taken}");
+    let listed =
+        json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0));
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed[0]["keys"], 1_020, "{listed}");
+    fleet.run(&["backup", "verify", "latest", "--from", &place]).await.expect_code(0);
+    call(&mut link, &["FLUSHALL"]).await.unwrap();
+    let args = ["restore", "latest", "--from", &place, "--to", &address, "--verify", "-o", "json"];
+    let report = json(&fleet.run(&args).await.expect_code(0));
+    assert_eq!(report["verified"]["same"], 1_020, "{report}");
+    // Its file is an RDB file like others.
+    let id = taken["id"].as_str().unwrap();
+    let file = format!("{place}/mine/{id}/0001.rdb");
+    fleet.run(&["analyze", &file]).await.expect_code(0);
+    call(&mut link, &["FLUSHALL"]).await.unwrap();
+    fleet.run(&["import", &format!("{place}/mine/{id}"), "--to", &address]).await.expect_code(0);
+    assert_eq!(call(&mut link, &["DBSIZE"]).await.unwrap().as_integer(), Some(1_020));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_in_trouble_holds_no_half_backup() {
+    let bucket = Bucket::start().await.unwrap();
+    let mut fleet = with_keys(&bucket);
+    let (server, _link) = filled().await;
+    let place = format!("s3://{BUCKET}");
+    let address = server.address.to_string();
+    let args = ["backup", "mine", "--connect", &address, "--to", &place];
+    fleet.run(&args).await.expect_code(0);
+    let good = bucket.files();
+    let check = async |fleet: &TestFleet, to: &str, expected: &[&str]| {
+        let ended = fleet.run(&["backup", "mine", "--connect", &address, "--to", to]).await;
+        let said = said(&ended.expect_code(1));
+        for expected in expected {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert_eq!(bucket.files(), good, "{expected:?}: something is left");
+    };
+    check(&fleet, "s3://no-such-bucket", &["NoSuchBucket", "make it, or check its name"]).await;
+    // Before anything is written; then the mark is there, and an upload begun, and a part written.
+    for good in [0, 2, 3] {
+        bucket.trouble(Some((Trouble::Full, good)));
+        check(&fleet, &place, &["cannot write s3://fleet-backups", "it is full"]).await;
+        bucket.trouble(Some((Trouble::Cut, good)));
+        check(&fleet, &place, &["cannot write s3://fleet-backups", "is it there"]).await;
+    }
+    bucket.trouble(Some((Trouble::Silent, 2)));
+    fleet.set_variable("AWS_TIMEOUT", "1s");
+    check(&fleet, &place, &["cannot write s3://fleet-backups", "fast enough"]).await;
+    bucket.trouble(None);
+    fleet.set_variable("AWS_TIMEOUT", "30s");
+    fleet.set_variable("AWS_SECRET_ACCESS_KEY", "another");
+    check(&fleet, &place, &["SignatureDoesNotMatch", "check the key"]).await;
+    let ended = fleet.run(&["backups", "--from", &place]).await.expect_code(1);
+    assert!(said(&ended).contains("check the key"), "{ended:?}");
+    fleet.set_variable("AWS_SECRET_ACCESS_KEY", KEY.1);
+    let listed =
+        json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0));
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    fleet.run(&args).await.expect_code(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_the_spec_guard_takes_them() {
+    let line = "backup: {to: kept, every: 1h, keep: 2}";
+    let fleet = TestFleet::new(&Spec { lines: vec![line], ..Spec::default() });
+    fleet.up().await;
+    let file = dump("redis-6.2.5.rdb");
+    fleet.run(&["import", file.to_str().unwrap(), "--to", CLUSTER]).await;
+    let record = fleet.directory().join(".keyfleet/backups").join(CLUSTER);
+    let read = || -> Json {
+        let text = fs::read_to_string(&record).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    };
+    let wait = async |what: &str, holds: &dyn Fn(&Json) -> bool| {
+        let deadline = Instant::now() + TIME_MAX;
+        while !holds(&read()) {
+            assert!(Instant::now() < deadline, "{what}: {}", read());
+            sleep(POLL).await;
+        }
+        read()
+    };
+    // As if the last one was a period and a while ago.
+    let age = || {
+        let mut record_then = read();
+        record_then["last"]["started_ms"] = Json::from(keyfleet::observe::now_ms() - 4_000_000);
+        record_then["failed"] = Json::Null;
+        fs::write(&record, record_then.to_string()).unwrap();
+    };
+    let guard = fleet.guard().await;
+    let first = wait("the first one", &|record| record["last"]["id"].is_string()).await;
+    fleet.run(&["backup", "verify", "latest"]).await.expect_code(0);
+    let held = fleet.keys().await;
+    assert!(first["last"]["keys"].as_u64() >= Some(held), "{first}");
+    let status = fleet.status_json().await;
+    assert_eq!(status["guard"]["backups"][CLUSTER]["last"]["id"], first["last"]["id"], "{status}");
+    // One that was missed is made up for once, whatever was missed.
+    age();
+    let second = wait("the second", &|record| record["last"]["id"] != first["last"]["id"]).await;
+    let listed = json(&fleet.run(&["backups", "-o", "json"]).await.expect_code(0));
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    // The place is gone: that is seen, and the good ones stay what they were.
+    let kept = fleet.directory().join("kept");
+    fs::rename(&kept, fleet.directory().join("away")).unwrap();
+    fs::write(&kept, "no directory").unwrap();
+    age();
+    let failed = wait("the failure", &|record| record["failed"]["why"].is_string()).await;
+    assert_eq!(failed["last"]["id"], second["last"]["id"], "{failed}");
+    let status = fleet.run(&["status"]).await.expect_code(0);
+    assert!(status.stdout.contains("failed"), "{status:?}");
+    let doctor = fleet.run(&["doctor"]).await;
+    assert!(doctor.stdout.contains("one failed"), "{doctor:?}");
+    guard.signal(Signal::INT);
+    guard.wait().await.expect_code(0);
 }

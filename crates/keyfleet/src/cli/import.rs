@@ -106,15 +106,15 @@ pub(super) async fn inputs(names: &[PathBuf]) -> Result<Vec<Input>, Failure> {
 /// The object of this name, or the RDB and append-only files below it.
 async fn objects(url: &str) -> Result<Vec<Input>, Failure> {
     let storage = Storage::open(url).map_err(|error| outcome::storage(&error))?;
-    let mut found = match storage.find("").await {
-        Ok(Some(object)) => vec![object],
-        Ok(None) => {
-            let mut below = storage.objects("").await.map_err(|error| outcome::storage(&error))?;
-            below.retain(|object| [".rdb", ".aof"].iter().any(|end| object.name.ends_with(end)));
-            below
-        }
-        Err(error) => return Err(outcome::storage(&error)),
-    };
+    let wanted = |name: &str| [".rdb", ".aof"].iter().any(|end| name.ends_with(end));
+    let mut found = Vec::new();
+    if !wanted(url) {
+        found = storage.objects("").await.map_err(|error| outcome::storage(&error))?;
+        found.retain(|object| wanted(&object.name));
+    }
+    if found.is_empty() {
+        found.extend(storage.find("").await.map_err(|error| outcome::storage(&error))?);
+    }
     found.sort_by(|one, other| one.name.cmp(&other.name));
     if found.is_empty() {
         return Err(outcome::input(&SourceError::Nothing { path: url.into() }));
