@@ -65,6 +65,7 @@ pub fn cluster(fleet: &Fleet, name: &str, shards: u32, replicas: u32) -> Cluster
             ("save".to_owned(), DirectiveValue::single("")),
         ]),
         pace: Pace::Full,
+        backup: None,
         stopped: false,
     }
 }

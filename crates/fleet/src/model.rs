@@ -297,8 +297,22 @@ pub struct Cluster {
     pub config: BTreeMap<String, DirectiveValue>,
     /// How fast slots move.
     pub pace: Pace,
+    /// Backups that guard takes.
+    pub backup: Option<BackupPolicy>,
     /// Where a `down` was asked for: its nodes are to be stopped.
     pub stopped: bool,
+}
+
+/// When backups of a cluster are taken, where they go, and how long they stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupPolicy {
+    /// A directory, relative to the spec's, or a URL.
+    pub to: String,
+    pub every_ms: u64,
+    /// The newest so many stay.
+    pub keep: Option<u32>,
+    /// Those that are not older stay.
+    pub keep_days: Option<u32>,
 }
 
 /// A directive's occurrences in a configuration file, each a list of arguments. One occurrence for

@@ -64,6 +64,7 @@ fn spec(shards: u32, replicas: u32, hosts: usize) -> Fleet {
         users: BTreeMap::new(),
         config: BTreeMap::new(),
         pace: Pace::Full,
+        backup: None,
         stopped: false,
     };
     let host = |index| Host {

@@ -22,6 +22,7 @@ mod passage;
 pub mod reader;
 pub mod replica;
 pub mod retention;
+pub mod schedule;
 pub mod shelf;
 pub mod storage;
 pub mod take;

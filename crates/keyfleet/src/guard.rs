@@ -1,5 +1,6 @@
 //! Keeps watch: heals what died, keeps settings and spread as the applied spec wants them, and does
-//! nothing else. What it may do is the planner's decision alone; here is who may act and when.
+//! nothing else. What it may do is the planner's decision alone; here is who may act and when. Beside
+//! that it takes the backups that the spec wants, which change nothing.
 //!
 //! One guard acts, holding the lease; others stand by. A command that changes the fleet gets the lease
 //! from it between steps, and the guard reads the applied spec anew when it has it back. A frozen
@@ -22,6 +23,7 @@ use fleet::{
 use tokio::time::{self, Instant};
 
 use crate::{
+    backup::schedule::Schedule,
     execute::{Event, Sink},
     lease::{Lease, LeaseError},
     observe::now_ms,
@@ -55,14 +57,28 @@ pub async fn guard(
     stop: Arc<AtomicBool>,
 ) -> Result<(), GuardError> {
     let store = Store::beside(file)?;
-    while let Some(lease) = stand_by(&store, &stop).await? {
+    let mut backups = Schedule::default();
+    let result = keep(file, &store, observe_only, &stop, &mut backups).await;
+    backups.end().await;
+    tracing::info!("guard ends");
+    result
+}
+
+/// One lease after the other.
+async fn keep(
+    file: &Path,
+    store: &Store,
+    observe_only: bool,
+    stop: &Arc<AtomicBool>,
+    backups: &mut Schedule,
+) -> Result<(), GuardError> {
+    while let Some(lease) = stand_by(store, stop).await? {
         let Some(session) = Session::applied(file)? else { break };
         if session.fleet.clusters.values().all(|cluster| cluster.stopped) {
             break;
         }
-        act(&session, lease, observe_only, &stop).await?;
+        act(&session, lease, observe_only, stop, backups).await?;
     }
-    tracing::info!("guard ends");
     Ok(())
 }
 
@@ -92,6 +108,7 @@ async fn act(
     lease: Lease,
     observe_only: bool,
     stop: &Arc<AtomicBool>,
+    backups: &mut Schedule,
 ) -> Result<(), GuardError> {
     let mut reconciler = Reconciler::new(session.context().await?);
     let mut narrator = Narrator::default();
@@ -101,6 +118,9 @@ async fn act(
     let mut back_off = BACK_OFF.0;
     let released = || lease.is_wanted() || stop.load(Ordering::Relaxed);
     while !released() {
+        if mode == GuardMode::Enforce {
+            backups.tick(session)?;
+        }
         let turn = match reconciler.look().await {
             Ok(turn) => turn,
             Err(error) => {

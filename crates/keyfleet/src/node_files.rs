@@ -209,6 +209,7 @@ mod tests {
                 ("maxmemory".to_owned(), DirectiveValue::single("100mb")),
             ]),
             pace: Pace::Gentle,
+            backup: None,
             stopped: false,
         }
     }

@@ -8,6 +8,7 @@
 //! secrets/<cluster>.<user>
 //! stopped/<cluster>    `down` was asked for
 //! freeze/<cluster>     planned changes are off until a time
+//! backups/<cluster>    how guard's backups came out
 //! history/<cluster>    when the primary's role was moved by our hand
 //! applied.yaml         the spec that guard enforces
 //! lease, waiting       who may change the world; see [`crate::lease`]
@@ -32,6 +33,7 @@ use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backup::schedule::Record,
     proxy::kept::{PROXY_SERVED, PROXY_STATE, State},
     secrets::Secret,
 };
@@ -226,7 +228,7 @@ impl Store {
                 remove_directory(&self.proxy_dir(&proxy))?;
             }
         }
-        for marks in ["freeze", "history"] {
+        for marks in ["freeze", "history", "backups"] {
             remove(&self.root.join(marks).join(cluster.as_str()))?;
         }
         Ok(())
@@ -251,6 +253,17 @@ impl Store {
             Some(freeze) => replace(&path, json(freeze, &path)?.as_bytes()),
             None => remove(&path),
         }
+    }
+
+    /// How guard's backups of the cluster came out; nothing where it took none yet.
+    pub fn backups(&self, cluster: &ClusterName) -> Result<Record, StoreError> {
+        let text = read(&self.root.join("backups").join(cluster.as_str()))?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+
+    pub fn set_backups(&self, cluster: &ClusterName, record: &Record) -> Result<(), StoreError> {
+        let path = self.root.join("backups").join(cluster.as_str());
+        replace(&path, json(record, &path)?.as_bytes())
     }
 
     /// The text of the spec that guard enforces.

@@ -90,6 +90,7 @@ impl World {
             users: BTreeMap::new(),
             config: config.collect(),
             pace: Pace::Full,
+            backup: None,
             stopped: false,
         };
         let want = std::env::var("KEYFLEET_TEST_ENGINE").ok();

@@ -13,15 +13,15 @@ use super::{
     proxies::DraftProxy,
     quantity::Millis,
     raw::{
-        ClusterSpec, EngineSpec, FleetSpec, GuardSpec, HostSpec, PlacementSpec, PortsSpec,
-        RuntimeSpec, SpreadSpec, UserSpec,
+        BackupSpec, ClusterSpec, EngineSpec, FleetSpec, GuardSpec, HostSpec, PlacementSpec,
+        PortsSpec, RuntimeSpec, SpreadSpec, UserSpec,
     },
     read::{At, Entries, Field, Place, Reader, Reported, nearest_or_all},
 };
 use crate::model::{
-    Bytes, Cluster, ClusterName, DirectiveValue, EngineWant, GuardMode, GuardPolicy, Host, HostId,
-    Pace, PasswordSource, PlacementPolicy, PortBase, Profile, Spread, Takeover, User, Zone,
-    maxmemory,
+    BackupPolicy, Bytes, Cluster, ClusterName, DirectiveValue, EngineWant, GuardMode, GuardPolicy,
+    Host, HostId, Pace, PasswordSource, PlacementPolicy, PortBase, Profile, Spread, Takeover, User,
+    Zone, maxmemory,
 };
 
 const NAME_LENGTH_MAX: usize = 63;
@@ -30,6 +30,10 @@ const NODE_TIMEOUT_MS: (u64, u64) = (100, 600_000);
 const TCP: u16 = 7_001;
 const TLS_OFFSET: u16 = 1_000;
 const BUS_OFFSET: u16 = 10_000;
+const BACKUP_EVERY_MS: u64 = 86_400_000;
+const BACKUP_EVERY_RANGE_MS: (u64, u64) = (60_000, 366 * 86_400_000);
+const BACKUPS_MAX: u32 = 100_000;
+const BACKUP_SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
 const RULES_DEFAULT: &str = "+@all -@dangerous ~* &*";
 /// A small node's replication backlog is a sixteenth of its memory, up to the profiles' own.
 const BACKLOG_MAX: Bytes = Bytes::mib(16);
@@ -70,6 +74,7 @@ pub struct DraftCluster {
     pub primaries_zone: Option<At<Spread>>,
     pub node_timeout_ms: Option<u64>,
     pub pace: Option<Pace>,
+    pub backup: Field<BackupPolicy>,
     pub users: Option<BTreeMap<String, User>>,
     pub config: Option<BTreeMap<String, At<DirectiveValue>>>,
 }
@@ -112,6 +117,7 @@ impl DraftCluster {
             users: self.users?,
             config,
             pace: self.pace?,
+            backup: self.backup.optional().ok()?,
             stopped: false,
         })
     }
@@ -313,6 +319,7 @@ fn lower_cluster(
         primaries_zone,
         node_timeout_ms: lower_node_timeout(spec.node_timeout, &place, reader),
         pace: spec.pace.or(Pace::Gentle, &place).map(|pace| pace.value),
+        backup: lower_backup(spec.backup, reader),
         users: spec
             .users
             .or(Entries::default(), &place)
@@ -320,6 +327,45 @@ fn lower_cluster(
         config,
         name: At::new(ClusterName::new(key.value), place),
     }
+}
+
+fn lower_backup(backup: Field<BackupSpec>, reader: &mut Reader) -> Field<BackupPolicy> {
+    let At { value: spec, place } = match backup {
+        Field::Missing => return Field::Missing,
+        Field::Bad => return Field::Bad,
+        Field::Given(backup) => backup,
+    };
+    match lower_policy(spec, &place, reader) {
+        Some(policy) => Field::Given(At::new(policy, place)),
+        None => Field::Bad,
+    }
+}
+
+fn lower_policy(spec: BackupSpec, place: &Place, reader: &mut Reader) -> Option<BackupPolicy> {
+    let to = spec.to.given()?;
+    let scheme = to.value.split_once("://").map(|(scheme, _)| scheme);
+    if to.value.is_empty() || scheme.is_some_and(|scheme| !BACKUP_SCHEMES.contains(&scheme)) {
+        reader
+            .error(&to.place, format!("no place for backups: {:?}", to.value))
+            .hint("a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX");
+        return None;
+    }
+    let every = spec.every.or(Millis(BACKUP_EVERY_MS), place)?;
+    let (least, most) = BACKUP_EVERY_RANGE_MS;
+    if !(least..=most).contains(&every.value.0) {
+        reader.error(&every.place, "every must be 1m to 366d");
+        return None;
+    }
+    let mut number = |field: Field<u32>, what| match field {
+        Field::Missing => Some(None),
+        Field::Given(given) => {
+            within(Some(given), (1, BACKUPS_MAX), what, reader).map(|given| Some(given.value))
+        }
+        Field::Bad => None,
+    };
+    let (keep, keep_days) = (number(spec.keep, "keep"), number(spec.keep_days, "keep-days"));
+    let (keep, keep_days) = (keep?, keep_days?);
+    Some(BackupPolicy { to: to.value, every_ms: every.value.0, keep, keep_days })
 }
 
 fn lower_engine(engine: At<EngineSpec>, reader: &mut Reader) -> Option<EngineWant> {

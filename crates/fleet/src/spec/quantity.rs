@@ -33,7 +33,8 @@ const SIZE_UNITS: [(&str, u64); 12] = [
     ("gb", 1 << 30),
 ];
 
-const DURATION_UNITS: [(&str, u64); 4] = [("", 1), ("ms", 1), ("s", 1_000), ("m", 60_000)];
+const DURATION_UNITS: [(&str, u64); 6] =
+    [("", 1), ("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// A whole number and a unit, in any case, with or without spaces between.
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -66,7 +67,7 @@ impl Decode for Millis {
         if duration.is_none() {
             let place = reader.place(node.mark);
             reader.error(&place, format!("not a duration: {text:?}")).hint(
-                "write a whole number and ms, s or m, such as 15s; milliseconds without a unit",
+                "write a whole number and ms, s, m, h or d, such as 15s; milliseconds without a unit",
             );
         }
         duration.map(Self)
@@ -104,7 +105,7 @@ impl JsonSchema for Millis {
         json_schema!({
             "type": ["string", "integer"],
             "minimum": 0,
-            "pattern": "^[0-9]+ *([mM]?[sS]|[mM])?$",
+            "pattern": "^[0-9]+ *([mM]?[sS]|[mMhHdD])?$",
         })
     }
 }

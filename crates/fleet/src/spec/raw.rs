@@ -97,8 +97,28 @@ mapping! {
         /// `{maxmemory-policy: allkeys-lfu, save: ["900 1", "300 10"]}`, where a list is several lines
         /// of one directive; or the lines of a redis.conf as a block (`config: |`).
         config: ConfigSpec,
+        /// Backups that guard takes. Default: none.
+        backup: BackupSpec,
     }
-    required [] later ["backup", "cpus", "tls", "update", "proxies", "ssh", "runtime"]
+    required [] later ["cpus", "tls", "update", "proxies", "ssh", "runtime"]
+}
+
+mapping! {
+    /// Backups that guard takes of a cluster, from its replicas.
+    BackupSpec {
+        /// Where to: a directory (beside this file where it is relative), or `s3://BUCKET/PREFIX`,
+        /// `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`. Keys are taken from guard's environment.
+        to: String,
+        /// How often, such as 6h; 1m to 366d. One that was missed is made up for once. Default: 1d.
+        every: Millis,
+        /// How many are kept. With neither `keep` nor `keep-days`, all are; the last one always is.
+        #[schemars(range(min = 1, max = 100_000))]
+        keep: u32,
+        /// For how many days they are kept; with `keep`, what either of the two keeps.
+        #[schemars(range(min = 1, max = 100_000))]
+        keep_days: u32,
+    }
+    required ["to"] later ["continuous"]
 }
 
 mapping! {

@@ -43,6 +43,7 @@ fn fleet(hosts: u8, shards: u32, replicas: u32) -> Fleet {
             ("save".to_owned(), DirectiveValue::single("")),
         ]),
         pace: Pace::Full,
+        backup: None,
         stopped: false,
     };
     let hosts = ids.into_iter().enumerate().map(|(index, id)| {

@@ -29,11 +29,19 @@ use super::{
 use crate::{
     admin_client::{ClientError, Connection, DEADLINE, Login, Pool},
     observe::{ForeignError, Observer, now_ms, observe_foreign},
+    secrets::OWN_USER,
+    session::Session,
     store::StoreError,
 };
 
 /// How often a file that can't be had, or doesn't stand, is taken anew.
 const ROUNDS_MAX: u32 = 6;
+
+/// How many shards are read at a time where nobody says.
+pub const PARALLEL: usize = 2;
+
+/// How long is waited for a cluster that doesn't rest where nobody says.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks, and two rounds.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -71,6 +79,27 @@ pub struct Job {
     pub parallel: usize,
     /// How long is waited for a cluster that doesn't rest.
     pub patience: Duration,
+}
+
+impl Job {
+    /// Of a cluster of the fleet, two shards at a time.
+    pub fn of_fleet(
+        session: &Session,
+        cluster: &ClusterName,
+        storage: Storage,
+    ) -> Result<Self, StoreError> {
+        let observer = Box::new(Observer::new(Arc::clone(&session.store), Pool::new()));
+        let fleet = Arc::clone(&session.fleet);
+        Ok(Self {
+            origin: Origin::Fleet { fleet, observer, cluster: cluster.clone() },
+            login: Some(Login::own(session.store.secret(cluster, OWN_USER)?)),
+            storage,
+            cluster: cluster.to_string(),
+            spec: Some(session.text.clone()),
+            parallel: PARALLEL,
+            patience: PATIENCE,
+        })
+    }
 }
 
 /// A backup as others watch it.
@@ -509,13 +538,4 @@ impl Taking {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Looks at a cluster of the fleet anew, remembering nothing.
-pub fn fleet_origin(
-    fleet: Arc<Fleet>,
-    store: Arc<crate::store::Store>,
-    cluster: ClusterName,
-) -> Origin {
-    Origin::Fleet { fleet, observer: Box::new(Observer::new(store, Pool::new())), cluster }
 }

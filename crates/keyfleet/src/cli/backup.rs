@@ -1,11 +1,8 @@
 //! `keyfleet backup`, `keyfleet backups`: backups taken, listed and read back.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,10 +19,10 @@ use super::{
     text::{bar, count, pad, pad_left, plural, size, span},
 };
 use crate::{
-    admin_client::Login,
     backup::{
         manifest::Manifest,
         retention::Retention,
+        schedule,
         shelf::{self, ShelfError},
         storage::Storage,
         take::{self, BackupError, Job, LookError, Origin, ShardError, Watch},
@@ -33,7 +30,6 @@ use crate::{
     },
     errors::{Exit, Failure},
     observe::{ForeignError, now_ms},
-    secrets::OWN_USER,
 };
 
 const BAR_WIDTH: usize = 24;
@@ -66,14 +62,14 @@ struct Take {
     /// The fleet's cluster; with --connect: the name to keep it under
     #[arg(value_name = "CLUSTER", required_unless_present = "connect")]
     cluster: Option<String>,
-    /// Where to
-    #[arg(long, value_name = "PLACE", required = true)]
+    /// Where to [default: as the spec says]
+    #[arg(long, value_name = "PLACE")]
     to: Option<String>,
     /// A cluster or server that keyfleet did not make: any node's address
     #[arg(long, value_name = "HOST:PORT")]
     connect: Option<String>,
     /// How many shards are read at a time
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = take::PARALLEL)]
     parallel: usize,
     /// How long to wait for a cluster whose slots or primaries are on the move
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -104,9 +100,9 @@ struct Verify {
 /// Where backups are looked for.
 #[derive(Debug, clap::Args)]
 pub struct Shelf {
-    /// Where the backups are
+    /// Where the backups are [default: where the spec says]
     #[arg(long, value_name = "PLACE")]
-    pub from: String,
+    pub from: Option<String>,
     /// The cluster that they are of, where the place holds several clusters' backups
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
@@ -118,9 +114,9 @@ pub struct ListArgs {
     /// Only this cluster's
     #[arg(value_name = "CLUSTER")]
     cluster: Option<String>,
-    /// Where the backups are
+    /// Where the backups are [default: where the spec says]
     #[arg(long, value_name = "PLACE")]
-    from: String,
+    from: Option<String>,
     /// How to print them
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -144,9 +140,7 @@ struct Taken<'a> {
 
 async fn take(context: &Context, args: Take) -> Result<Exit, Failure> {
     let asked = signals::asked_to_stop()?;
-    let to = args.to.as_deref().unwrap_or_default();
-    let storage = Storage::open(to).map_err(|error| outcome::storage(&error))?;
-    let mut job = job(context, &args, storage).await?;
+    let mut job = job(context, &args).await?;
     let (stopper, stop) = watch::channel(false);
     tokio::spawn(async move {
         asked.await;
@@ -217,23 +211,19 @@ fn line(watch: &Watch, started: Instant) -> String {
     }
 }
 
-async fn job(context: &Context, args: &Take, storage: Storage) -> Result<Job, Failure> {
+async fn job(context: &Context, args: &Take) -> Result<Job, Failure> {
+    let open = |place: &str| Storage::open(place).map_err(|error| outcome::storage(&error));
     let patience = Duration::from_millis(args.patience);
-    let job = |origin, login, cluster, spec| Job {
-        origin,
-        login,
-        storage,
-        cluster,
-        spec,
-        parallel: args.parallel,
-        patience,
-    };
     if let Some(address) = &args.connect {
-        let name = args.cluster.clone().unwrap_or_else(|| address.replace(':', "-"));
-        if name.starts_with('.') || !name.chars().all(is_plain) {
-            return Err(Failure::user(format!("no name for backups: {name:?}"))
+        let cluster = args.cluster.clone().unwrap_or_else(|| address.replace(':', "-"));
+        if cluster.starts_with('.') || !cluster.chars().all(is_plain) {
+            return Err(Failure::user(format!("no name for backups: {cluster:?}"))
                 .hint("letters, digits, - _ and . only: keyfleet backup NAME --connect …"));
         }
+        let to = args.to.as_deref().ok_or_else(|| {
+            Failure::user("where to?").hint("a directory or a bucket: --to PLACE")
+        })?;
+        let storage = open(to)?;
         let seed = connect::resolve(address).await?;
         let login = connect::login();
         let origin = if is_cluster(seed, login.as_ref()).await? {
@@ -241,19 +231,25 @@ async fn job(context: &Context, args: &Take, storage: Storage) -> Result<Job, Fa
         } else {
             Origin::Server { address: seed }
         };
-        return Ok(job(origin, login, name, None));
+        let parallel = args.parallel;
+        return Ok(Job { origin, login, storage, cluster, spec: None, parallel, patience });
     }
     let name = args.cluster.clone().unwrap_or_default();
     let session = context.open()?;
-    let cluster = ClusterName::new(&name);
-    if !session.fleet.clusters.contains_key(&cluster) {
+    let Some(cluster) = session.fleet.clusters.get(&ClusterName::new(&name)) else {
         let known = session.fleet.clusters.keys().map(ClusterName::as_str);
         return Err(Failure::user_all(vec![unknown("cluster", &name, known)]));
-    }
-    let login = Some(Login::own(session.store.secret(&cluster, OWN_USER)?));
-    let (fleet, store) = (Arc::clone(&session.fleet), Arc::clone(&session.store));
-    let origin = take::fleet_origin(fleet, store, cluster);
-    Ok(job(origin, login, name, Some(session.text)))
+    };
+    let to = match (&args.to, &cluster.backup) {
+        (Some(to), _) => to.clone(),
+        (None, Some(policy)) => schedule::place(&session.store, policy),
+        (None, None) => {
+            return Err(Failure::user(format!("{name} has no place for backups"))
+                .hint("name one: --to PLACE; or in the spec: backup: {to: PLACE}"));
+        }
+    };
+    let job = Job::of_fleet(&session, &cluster.name, open(&to)?)?;
+    Ok(Job { parallel: args.parallel, patience, ..job })
 }
 
 fn is_plain(letter: char) -> bool {
@@ -261,7 +257,7 @@ fn is_plain(letter: char) -> bool {
 }
 
 async fn verify(context: &Context, args: Verify) -> Result<Exit, Failure> {
-    let (storage, manifest) = find(&args.shelf, &args.id).await?;
+    let (storage, manifest) = find(context, &args.shelf, &args.id).await?;
     let read = AtomicU64::new(0);
     let mut live = context.printer.live();
     let drawing = async {
@@ -300,10 +296,39 @@ async fn verify(context: &Context, args: Verify) -> Result<Exit, Failure> {
 }
 
 /// The backup that is meant.
-pub async fn find(shelf: &Shelf, id: &str) -> Result<(Storage, Manifest), Failure> {
-    let storage = Storage::open(&shelf.from).map_err(|error| outcome::storage(&error))?;
+pub async fn find(
+    context: &Context,
+    shelf: &Shelf,
+    id: &str,
+) -> Result<(Storage, Manifest), Failure> {
+    let storage = from(context, shelf.from.as_deref())?;
     let manifest = shelf::find(&storage, shelf.cluster.as_deref(), id).await;
     manifest.map(|manifest| (storage, manifest)).map_err(|error| unfound(&error))
+}
+
+/// The place that is named, or the only one in the spec.
+fn from(context: &Context, named: Option<&str>) -> Result<Storage, Failure> {
+    let place = if let Some(place) = named {
+        place.to_owned()
+    } else {
+        let session = context.open()?;
+        let policies =
+            session.fleet.clusters.values().filter_map(|cluster| cluster.backup.as_ref());
+        let mut places: BTreeSet<String> =
+            policies.map(|policy| schedule::place(&session.store, policy)).collect();
+        match (places.pop_first(), places.is_empty()) {
+            (Some(place), true) => place,
+            (Some(_), false) => {
+                return Err(Failure::user("the spec names several places for backups")
+                    .hint("name the one that is meant: --from PLACE"));
+            }
+            (None, _) => {
+                return Err(Failure::user("where are the backups?")
+                    .hint("name the place: --from PLACE; or in the spec: backup: {to: PLACE}"));
+            }
+        }
+    };
+    Storage::open(&place).map_err(|error| outcome::storage(&error))
 }
 
 /// A backup in a list.
@@ -319,7 +344,7 @@ struct Listed {
 }
 
 pub async fn list(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
-    let storage = Storage::open(&args.from).map_err(|error| outcome::storage(&error))?;
+    let storage = from(context, args.from.as_deref())?;
     let clusters = match args.cluster {
         Some(cluster) => vec![cluster],
         None => shelf::clusters(&storage).await.map_err(|error| outcome::storage(&error))?,

@@ -13,9 +13,10 @@ use super::{
     text::{Style, pad, plural, wrap},
 };
 use crate::{
-    doctor::{Check, Machine, Need, Verdict, examine},
+    doctor::{self, Check, Machine, Need, Verdict, examine},
     engines,
     errors::{Exit, Failure},
+    observe::now_ms,
     session::Session,
 };
 
@@ -29,7 +30,13 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let session = context.open()?;
     let need = Need::of(&session.fleet, session.store.root().to_owned());
-    let checks = examine(&machine(&session).await, &need);
+    let mut checks = examine(&machine(&session).await, &need);
+    for (name, cluster) in &session.fleet.clusters {
+        if let Some(policy) = cluster.backup.as_ref().filter(|_| !cluster.stopped) {
+            let record = session.store.backups(name)?;
+            checks.push(doctor::backups(name, policy, &record, now_ms()));
+        }
+    }
     match args.output {
         Output::Json => context.printer.json(&checks)?,
         Output::Text => context.printer.data(&picture(&checks, context.printer.style))?,

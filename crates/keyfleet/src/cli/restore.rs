@@ -62,7 +62,7 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let (storage, manifest) = find(&args.shelf, &args.id).await?;
+    let (storage, manifest) = find(context, &args.shelf, &args.id).await?;
     let goal = goal(context, &args.to).await?;
     let load = Load {
         inputs: inputs(&storage, &manifest),

@@ -4,6 +4,7 @@
 //! Everything that is read from files is read below a root, `/` on a real machine, so that a tree
 //! of files can stand for one. Nothing is changed.
 
+mod backups;
 mod host;
 mod memory;
 mod ports;
@@ -17,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use self::backups::backups;
 use fleet::model::{Bytes, Fleet};
 use serde::Serialize;
 

@@ -5,19 +5,23 @@ pub mod picture;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use fleet::{model::Fleet, observed::Observed};
+use fleet::{
+    model::{ClusterName, Fleet},
+    observed::Observed,
+};
 use serde::Serialize;
 
 use super::{connect, context::Context, printer::Output, signals};
 use crate::{
     admin_client::Pool,
+    backup::schedule::Record,
     errors::{Exit, Failure},
     lease::Lease,
     observe::{Observer, now_ms},
     session::Session,
-    store::{Deed, Freeze},
+    store::{Deed, Freeze, StoreError},
 };
 
 /// For how long guard's deeds are shown: an hour.
@@ -36,6 +40,8 @@ pub struct GuardView {
     pub frozen_until_ms: Option<u64>,
     /// Until when nothing is healed either, in milliseconds since the Unix epoch.
     pub healing_frozen_until_ms: Option<u64>,
+    /// How the backups that it takes came out, of clusters that have any by plan.
+    pub backups: BTreeMap<ClusterName, Record>,
     /// What it mended in the last hour, and why so, oldest first.
     pub lately: Vec<Deed>,
 }
@@ -138,11 +144,15 @@ pub fn guard(session: &Session) -> Result<GuardView, Failure> {
     let until =
         |freezes: &mut dyn Iterator<Item = &Freeze>| freezes.map(|freeze| freeze.until_ms).max();
     let holder = Lease::holder(&session.store)?;
+    let planned = session.fleet.clusters.iter().filter(|(_, cluster)| cluster.backup.is_some());
     Ok(GuardView {
         acting: holder.as_ref().map(|holder| format!("{} (pid {})", holder.command, holder.pid)),
         since_ms: holder.map(|holder| holder.since_ms),
         frozen_until_ms: until(&mut frozen.iter()),
         healing_frozen_until_ms: until(&mut frozen.iter().filter(|freeze| freeze.healing_too)),
+        backups: planned
+            .map(|(name, _)| Ok((name.clone(), session.store.backups(name)?)))
+            .collect::<Result<_, StoreError>>()?,
         lately: session
             .store
             .deeds()?

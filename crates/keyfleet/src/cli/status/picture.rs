@@ -481,5 +481,18 @@ fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
         let what = wrap(&deed.what, WIDTH_MAX, indent);
         out.push_str(&format!("       {}  {what}\n", style.dim(&ago)));
     }
+    for (cluster, record) in &guard.backups {
+        let ago = |at_ms| format!("{} ago", span(now_ms.saturating_sub(at_ms)));
+        let last = match &record.last {
+            Some(last) => format!("{} of {cluster}, {}", last.id, ago(last.started_ms)),
+            None => format!("none of {cluster} yet"),
+        };
+        out.push_str(&format!("{}  {last}\n", style.bold("backup")));
+        if let Some(failed) = &record.failed {
+            let text = format!("failed {}: {}", ago(failed.started_ms), failed.why);
+            let text = wrap(&text, WIDTH_MAX, 10);
+            out.push_str(&format!("        {} {text}\n", style.yellow("▲")));
+        }
+    }
     out
 }
