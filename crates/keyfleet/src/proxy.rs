@@ -8,10 +8,12 @@ pub mod metrics;
 mod places;
 pub mod replicas;
 mod slow;
+pub mod takeover;
 pub mod users;
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -61,12 +63,15 @@ pub struct Setup {
 }
 
 /// How clients are served, whatever it is that is served.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Service {
     /// A second address, where clients have to speak TLS.
     pub tls: Option<(Address, TlsFiles)>,
     /// So many clients at once, at all addresses together.
     pub clients_max: Option<usize>,
+    /// The sockets of the proxy before this one, where there is one: addresses that it has are not
+    /// bound anew.
+    pub taken: Vec<(Address, Vec<OwnedFd>)>,
     /// Clients come through load balancers that say whose a connection is (PROXY protocol).
     pub balanced: bool,
     pub slow_log: SlowLogSetup,
@@ -151,6 +156,7 @@ impl Proxy {
         };
         raise_open_files();
         let mut places = Places::new(setup.threads, service.clients_max, service.balanced);
+        places.inherit(service.taken);
         let wanted = places.prepare(&setup.listen, service.tls)?;
         let (end, notices) = mpsc::channel();
         let slow_log = service.slow_log.log();
@@ -215,6 +221,20 @@ impl Proxy {
         )
     }
 
+    /// What it listens with, for [`takeover::offer`].
+    pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.places.sockets()
+    }
+
+    /// Leaves new clients to the proxy that took its sockets over, serves its own for `patience`,
+    /// and then ends as with [`Proxy::drain`].
+    pub fn hand_over(self, patience: Duration, span: Duration) -> io::Result<()> {
+        for each in self.loops.iter() {
+            each.hand_over(patience, span);
+        }
+        self.join()
+    }
+
     /// Ends the loops, with their connections.
     pub fn stop(self) -> io::Result<()> {
         self.drain(Duration::ZERO)
@@ -223,21 +243,25 @@ impl Proxy {
     /// Takes no new clients, answers what those that are there have asked, and ends; after `span`
     /// at the latest.
     pub fn drain(self, span: Duration) -> io::Result<()> {
-        let Self { loops, control, replicas, end, .. } = self;
-        for each in loops.iter() {
+        for each in self.loops.iter() {
             if span.is_zero() {
                 each.stop();
             } else {
                 each.drain(span);
             }
         }
-        drop(end);
+        self.join()
+    }
+
+    fn join(self) -> io::Result<()> {
+        let Self { loops, control, replicas, end, places, .. } = self;
+        drop((end, places));
+        // It has a share in the loops until the last of their senders is gone.
+        let _ = control.join();
         if let Some((end, replicas)) = replicas {
             drop(end);
             let _ = replicas.join();
         }
-        // It has a share in the loops until the last of their senders is gone.
-        let _ = control.join();
         for each in Arc::into_inner(loops).into_iter().flatten() {
             each.join()?;
         }

@@ -4,20 +4,36 @@ mod reading;
 mod tls;
 mod top;
 
-use std::{env, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    env, fs,
+    future::pending,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use proxy::{
     driver::Connector,
     engine::{Allowance, Profile, Users},
     route::Address,
 };
-use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, spawn_blocking},
+};
 
 use self::tls::Certificates;
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
-    proxy::{Proxy, ProxyError, Service, Setup, SlowLogSetup, kept, metrics, users},
+    proxy::{
+        Proxy, ProxyError, Service, Setup, SlowLogSetup, kept, metrics,
+        takeover::{self, Taken},
+        users,
+    },
 };
 
 const THREADS_MAX: i64 = 64;
@@ -83,6 +99,10 @@ pub struct Args {
     /// So many of them, the last ones
     #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "twemproxy")]
     slowlog_max_len: usize,
+    /// Take the listening sockets over from the proxy that was started with the same path, which
+    /// serves its own clients for the seconds of --drain and then ends; and wait there for the next
+    #[arg(long, value_name = "PATH", conflicts_with = "twemproxy")]
+    takeover: Option<PathBuf>,
     /// Seconds that it takes at most to answer what is under way when it is asked to end
     #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "twemproxy")]
     drain: u32,
@@ -127,13 +147,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         setup.users.own = users::read(file, &setup.profile)
             .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
     }
+    let mut service = service(&args)?;
+    let mut taken = match &args.takeover {
+        None => None,
+        Some(path) => takeover::take(path).map_err(|error| passing(path, &error))?,
+    };
+    if let Some(taken) = &mut taken {
+        let places = setup.listen.iter().chain(service.tls.as_ref().map(|(address, _)| address));
+        service.taken = places.map(|place| (place.clone(), taken.sockets(place))).collect();
+    }
     let metrics = match args.metrics {
-        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
-            Failure::user(format!("cannot give figures away at {address}")).because(&error)
-        })?),
+        Some(address) => Some(figures_listener(address, taken.as_mut()).await?),
         None => None,
     };
-    let proxy = Proxy::start_with(setup, service(&args)?, true).map_err(|error| failure(&error))?;
+    let proxy = Proxy::start_with(setup, service, true).map_err(|error| failure(&error))?;
     let places = proxy.listens().map(|(address, acceptor)| match acceptor {
         None => address.to_string(),
         Some(_) => format!("with TLS at {address}"),
@@ -145,16 +172,52 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         let certificates = Certificates { acceptor, connector };
         tokio::spawn(certificates.renew(signals::hangup()?));
     }
-    if let Some(listener) = metrics {
-        tokio::spawn(metrics::serve(listener, proxy.figures()));
+    let mut passed = None;
+    if let Some(path) = &args.takeover {
+        let offer = || -> io::Result<_> {
+            let mut sockets = proxy.sockets()?;
+            if let Some(listener) = &metrics {
+                sockets.push(listener.as_fd().try_clone_to_owned()?);
+            }
+            let next = takeover::offer(path, sockets)?;
+            taken.map_or(Ok(()), Taken::serves)?;
+            Ok(next)
+        };
+        passed = Some(offer().map_err(|error| passing(path, &error))?);
     }
-    stop.await;
-    end(proxy, Duration::from_secs(args.drain.into())).await
+    let figures = metrics.map(|listener| tokio::spawn(metrics::serve(listener, proxy.figures())));
+    let handed_over = async {
+        let taken = match passed {
+            Some(passed) => passed.await.is_ok(),
+            None => false,
+        };
+        if !taken {
+            pending::<()>().await;
+        }
+    };
+    let passed_on = tokio::select! {
+        () = stop => false,
+        () = handed_over => true,
+    };
+    let span = Duration::from_secs(args.drain.into());
+    if passed_on {
+        tracing::info!("another proxy took over");
+        figures.inspect(JoinHandle::abort);
+        return ended(spawn_blocking(move || proxy.hand_over(span, span))).await;
+    }
+    if let Some(path) = &args.takeover {
+        let _ = fs::remove_file(path);
+    }
+    end(proxy, span).await
 }
 
 /// Answers what is under way, for so long at most.
 async fn end(proxy: Proxy, span: Duration) -> Result<Exit, Failure> {
-    let mut drained = spawn_blocking(move || proxy.drain(span));
+    ended(spawn_blocking(move || proxy.drain(span))).await
+}
+
+/// Waits until it has ended.
+async fn ended(mut drained: JoinHandle<io::Result<()>>) -> Result<Exit, Failure> {
     let ended = tokio::select! {
         ended = &mut drained => ended.unwrap_or_else(|error| Err(error.into())),
         // Once more: at once.
@@ -162,6 +225,25 @@ async fn end(proxy: Proxy, span: Duration) -> Result<Exit, Failure> {
     };
     ended.map_err(|error| Failure::environment("the proxy failed").because(&error))?;
     Ok(Exit::Done)
+}
+
+/// Where figures are given away: with the socket of the proxy before, where it had one.
+async fn figures_listener(
+    address: SocketAddr,
+    taken: Option<&mut Taken>,
+) -> Result<TcpListener, Failure> {
+    let inherited = taken.and_then(|taken| taken.sockets(&Address::Tcp(address)).pop());
+    let listener = match inherited {
+        Some(socket) => TcpListener::from_std(socket.into()),
+        None => TcpListener::bind(address).await,
+    };
+    listener.map_err(|error| {
+        Failure::user(format!("cannot give figures away at {address}")).because(&error)
+    })
+}
+
+fn passing(path: &Path, error: &io::Error) -> Failure {
+    Failure::environment(format!("cannot pass sockets on at {}", path.display())).because(error)
 }
 
 fn service(args: &Args) -> Result<Service, Failure> {
@@ -182,6 +264,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         allowance,
         reading: args.reading.read()?,
         sample_one_in: args.hot_keys,
+        taken: Vec::new(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Where a proxy's clients connect, on which terms. Places come and go while it serves.
 
-use std::{fs, sync::Arc};
+use std::{fs, io, os::fd::OwnedFd, sync::Arc};
 
 use proxy::{
     driver::{Acceptor, Change, Crowd, Listener, Listening, Running, Terms, TlsFiles},
@@ -18,6 +18,8 @@ pub(super) struct Places {
     crowd: Arc<Crowd>,
     /// Load balancers say whose a connection is.
     balanced: bool,
+    /// Sockets that the proxy before this one listened with, by where.
+    taken: Vec<(Address, Vec<OwnedFd>)>,
     now: Vec<Place>,
 }
 
@@ -28,6 +30,8 @@ struct Place {
     wanted: Address,
     /// Where it really listens: a port 0 was replaced.
     address: Address,
+    /// Those of its listeners, for a proxy that takes over.
+    sockets: Arc<Vec<OwnedFd>>,
     tls: Option<(TlsFiles, Arc<Acceptor>)>,
 }
 
@@ -36,7 +40,7 @@ enum Next {
     Still,
     /// With other certificates.
     Otherwise,
-    /// Its listeners, one a thread.
+    /// Its listeners, one a thread at least.
     New(Vec<Listener>),
 }
 
@@ -46,7 +50,18 @@ pub(super) struct Wanted(Vec<(Place, Next)>);
 impl Places {
     pub fn new(threads: usize, clients_max: Option<usize>, balanced: bool) -> Self {
         let crowd = Crowd::new(clients_max.unwrap_or(usize::MAX));
-        Self { threads, crowd, balanced, now: Vec::new() }
+        Self { threads, crowd, balanced, taken: Vec::new(), now: Vec::new() }
+    }
+
+    /// Listens with these sockets where they are.
+    pub fn inherit(&mut self, taken: Vec<(Address, Vec<OwnedFd>)>) {
+        self.taken = taken;
+    }
+
+    /// What it listens with.
+    pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        let sockets = self.now.iter().flat_map(|place| place.sockets.iter());
+        sockets.map(OwnedFd::try_clone).collect()
     }
 
     pub fn set_clients_max(&self, clients_max: Option<usize>) {
@@ -61,12 +76,13 @@ impl Places {
 
     /// Binds what isn't there yet. Nobody is served otherwise until [`Places::take`].
     pub fn prepare(
-        &self,
+        &mut self,
         listen: &[Address],
         tls: Option<(Address, TlsFiles)>,
     ) -> Result<Wanted, ProxyError> {
+        let now = self.now.clone();
         let there = |wanted: &Address, tls: bool| {
-            let mut places = self.now.iter();
+            let mut places = now.iter();
             places.find(|place| place.wanted == *wanted && place.tls.is_some() == tls)
         };
         let mut places = Vec::new();
@@ -93,13 +109,18 @@ impl Places {
     }
 
     fn bind(
-        &self,
+        &mut self,
         wanted: &Address,
         tls: Option<(TlsFiles, Arc<Acceptor>)>,
     ) -> Result<(Place, Next), ProxyError> {
-        let listeners = Listener::bind(wanted, self.threads, BACKLOG, None)?;
+        let taken = self.taken.iter().position(|(address, _)| address == wanted);
+        let listeners = match taken.map(|index| self.taken.swap_remove(index)) {
+            Some((_, sockets)) if !sockets.is_empty() => Listener::inherit(sockets, self.threads)?,
+            _ => Listener::bind(wanted, self.threads, BACKLOG, None)?,
+        };
+        let sockets = listeners.iter().map(Listener::share).collect::<Result<_, _>>()?;
         let address = listeners.first().map_or(wanted, Listener::address).clone();
-        let place = Place { wanted: wanted.clone(), address, tls };
+        let place = Place { wanted: wanted.clone(), address, sockets: Arc::new(sockets), tls };
         let terms = self.terms(&place);
         let listeners = listeners.into_iter().map(|each| each.with_terms(terms.clone())).collect();
         Ok((place, Next::New(listeners)))
@@ -127,6 +148,12 @@ impl Places {
                 let still = || Listening::Still { address, keepalive: false, terms };
                 let listening = new.next().map_or_else(still, Listening::New);
                 change.listeners.push((0, listening));
+            }
+            // None is left out, lest who waits there waits for ever.
+            for (listener, change) in new.zip((0..changes.len()).cycle()) {
+                if let Some(change) = changes.get_mut(change) {
+                    change.listeners.push((0, Listening::New(listener)));
+                }
             }
             places.push(place);
         }

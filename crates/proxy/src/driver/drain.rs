@@ -17,6 +17,8 @@ const WAITING_MAX: usize = 64 << 10;
 
 /// A loop that ends.
 pub(super) struct Drain {
+    /// Until then clients are served as ever.
+    calm_until: Instant,
     until: Instant,
     /// Clients that may have sent more than was read.
     open: Vec<usize>,
@@ -37,9 +39,19 @@ pub(super) struct Lingering {
 }
 
 impl Loop {
-    /// Begins to end; after `span` it ends whatever there is.
-    pub(super) fn begin_drain(&mut self, span: Duration) {
-        if self.drain.is_some() {
+    /// Likewise, but those who wait to be accepted are somebody else's.
+    pub(super) fn hand_over(&mut self, patience: Duration, span: Duration) {
+        self.close_listeners();
+        self.begin_drain(patience, span);
+    }
+
+    /// Begins to end; after `patience` and `span` it ends whatever there is. Who is asked again waits
+    /// no longer.
+    pub(super) fn begin_drain(&mut self, patience: Duration, span: Duration) {
+        let calm_until = Instant::now() + patience;
+        if let Some(drain) = &mut self.drain {
+            drain.calm_until = calm_until.min(drain.calm_until);
+            drain.until = (calm_until + span).min(drain.until);
             return;
         }
         // Who waits has a connection already.
@@ -49,16 +61,27 @@ impl Loop {
                 rounds -= 1;
             }
         }
-        self.listeners.clear();
+        self.close_listeners();
         let there = self.clients.iter().enumerate();
         let open = there.filter_map(|(index, place)| place.is_some().then_some(index)).collect();
-        self.drain = Some(Drain { until: Instant::now() + span, open });
+        self.drain = Some(Drain { calm_until, until: calm_until + span, open });
+    }
+
+    /// Another process may have the sockets too, so closing them doesn't end their events.
+    fn close_listeners(&mut self) {
+        for (_, mut listener) in self.listeners.drain(..).flatten() {
+            listener.deregister(self.poll.registry());
+        }
     }
 
     /// Once a turn.
     pub(super) fn go_on_draining(&mut self) {
-        let Some(Drain { until, mut open }) = self.drain.take() else { return };
+        let Some(Drain { calm_until, until, mut open }) = self.drain.take() else { return };
+        let calm = Instant::now() < calm_until;
         open.retain(|index| {
+            if calm {
+                return true;
+            }
             let Some(Some(place)) = self.clients.get_mut(*index) else { return false };
             place.readable = true;
             self.read_client(*index);
@@ -72,7 +95,7 @@ impl Loop {
         });
         let left = self.engine.clients() + self.arrivals.len() + self.lingering.len();
         self.stopping |= left == 0 || Instant::now() >= until;
-        self.drain = Some(Drain { until, open });
+        self.drain = Some(Drain { calm_until, until, open });
     }
 
     /// Closes a client's socket once it has taken all.

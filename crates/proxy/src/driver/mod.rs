@@ -45,7 +45,7 @@ pub use self::{
     change::{Change, Listening},
     crowd::Crowd,
     running::{Notice, Running, start},
-    socket::{ListenError, Listener, Terms},
+    socket::{ListenError, Listener, Terms, listening_address},
 };
 use crate::{
     engine::{Action, ClientId, ConnId, Engine, Loss, Micros},
@@ -250,7 +250,8 @@ impl Loop {
                     // Who asked may have stopped waiting.
                     let _ = answers.send(self.engine.figures());
                 }
-                Message::Drain(span) => self.begin_drain(span),
+                Message::Drain(span) => self.begin_drain(Duration::ZERO, span),
+                Message::HandOver { patience, span } => self.hand_over(patience, span),
                 Message::Stop => self.stopping = true,
             }
         }

@@ -29,6 +29,7 @@ pub(super) enum Message {
     Preconnect { pool: usize },
     Figures(Sender<Figures>),
     Drain(Duration),
+    HandOver { patience: Duration, span: Duration },
     Stop,
 }
 
@@ -82,6 +83,12 @@ impl Running {
     /// ends, after `span` at the latest.
     pub fn drain(&self, span: Duration) {
         self.send(Message::Drain(span));
+    }
+
+    /// Likewise, where somebody else serves new clients from now on: those that are there may go
+    /// on for as long as `patience` before.
+    pub fn hand_over(&self, patience: Duration, span: Duration) {
+        self.send(Message::HandOver { patience, span });
     }
 
     /// Asks it to end.

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{Shutdown, SocketAddr},
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -255,11 +258,50 @@ impl Listener {
         &self.address
     }
 
+    /// Listeners for so many threads at least, from sockets that another process listened with.
+    pub fn inherit(sockets: Vec<OwnedFd>, threads: usize) -> io::Result<Vec<Self>> {
+        let mut listeners = Vec::new();
+        for number in sockets.len()..threads {
+            // There are none more; threads share them.
+            let Some(socket) = sockets.get(number % sockets.len().max(1)) else { break };
+            listeners.push(Self::of(socket.try_clone()?)?);
+        }
+        for socket in sockets {
+            listeners.push(Self::of(socket)?);
+        }
+        Ok(listeners)
+    }
+
+    fn of(socket: OwnedFd) -> io::Result<Self> {
+        let address = listening_address(&socket)?;
+        let kind = match &address {
+            Address::Unix(_) => Kind::Unix(UnixListener::from_std(socket.into())),
+            _ => Kind::Tcp(TcpListener::from_std(socket.into())),
+        };
+        Ok(Self { kind, address, terms: Terms::default() })
+    }
+
+    /// Its socket once more, to be passed on.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Kind::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.kind {
             Kind::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
             Kind::Unix(listener) => listener.register(registry, token, Interest::READABLE),
         }
+    }
+
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        // It was registered, so it can be.
+        let _ = match &mut self.kind {
+            Kind::Tcp(listener) => listener.deregister(registry),
+            Kind::Unix(listener) => listener.deregister(registry),
+        };
     }
 
     /// A connection and where it comes from. Where [`Terms::balanced`], it has to be admitted yet.
@@ -282,6 +324,14 @@ impl Listener {
     pub(super) fn terms(&self) -> &Terms {
         &self.terms
     }
+}
+
+/// Where a socket listens.
+pub fn listening_address(socket: &impl AsFd) -> io::Result<Address> {
+    let address = SockRef::from(socket).local_addr()?;
+    let path = || address.as_pathname().map(|path| Address::Unix(path.to_owned()));
+    let address = address.as_socket().map(Address::Tcp).or_else(path);
+    address.ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 fn tcp(address: &Address, threads: usize, backlog: i32) -> io::Result<Vec<Listener>> {
