@@ -178,6 +178,10 @@ users:
             "users: {a: {password: b, server-user: c}}",
             "u:1:9: \"server-user\" and \"server-password\" stand together",
         );
-        check("users: {a: {pasword: b}}", "u:1:13: unknown key \"pasword\"");
+        check("users: {a: {password: b, client-max: 1}}", "u:1:26: unknown key \"client-max\"");
+        check(
+            "users: {a: {pasword: b}}",
+            "u:1:9: a user has either \"password\" or \"sha256\"\nu:1:13: unknown key \"pasword\"",
+        );
     }
 }

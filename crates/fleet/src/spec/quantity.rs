@@ -146,7 +146,9 @@ mod tests {
         check("15s", Some(15_000));
         check("2 m", Some(120_000));
         check("15 sec", None);
-        check("1h", None);
+        check("1h", Some(3_600_000));
+        check("2 d", Some(172_800_000));
+        check("1w", None);
         check("", None);
     }
 }
