@@ -18,6 +18,7 @@ pub fn run_all(filter: &[String]) -> Result<()> {
         ("redis-cli", "redis-tools"),
         ("nutcracker", "nutcracker"),
         ("ip", "iproute2"),
+        ("kill", "procps"),
     ])?;
     engines::install()?;
     clients::install()?;
