@@ -141,12 +141,9 @@ impl Lane<'_> {
         // The flight that is being sent, counted from the front, and how much of it is.
         let (mut sending, mut sent) = (0, 0);
         let silence = (self.shared.options.patience / 2).min(SILENCE);
-        // When the last answer came, or nothing was left to answer.
+        // When the last answer came, or the first that is waited for was asked.
         let mut heard = Instant::now();
         loop {
-            if self.flights.is_empty() {
-                heard = Instant::now();
-            }
             let unsent =
                 self.flights.get(sending).and_then(|flight| flight.batch.bytes.get(sent..));
             let more = unsent.is_none() && self.has_room();
@@ -162,7 +159,12 @@ impl Lane<'_> {
                 read = reader.read(&mut input) => read,
                 batch = batches.recv(), if more => {
                     match batch {
-                        Some(batch) => self.add(batch),
+                        Some(batch) => {
+                            if self.flights.is_empty() {
+                                heard = Instant::now();
+                            }
+                            self.add(batch);
+                        }
                         None if self.flights.is_empty() => return None,
                         None => {}
                     }
