@@ -153,7 +153,8 @@ fn subscribes(listener: &mut Connection, other: &mut Connection, prefix: &str) {
         let mut channels = listener.as_pubsub();
         channels.subscribe(&news).unwrap();
         channels.psubscribe(&pattern).unwrap();
-        assert_eq!(other.publish::<_, _, u32>(&news, "hello").unwrap(), 1);
+        // Its answer counts the listeners of one node.
+        other.publish::<_, _, ()>(&news, "hello").unwrap();
         let message = channels.get_message().unwrap();
         assert_eq!(message.get_payload::<String>().unwrap(), "hello");
         other.publish::<_, _, ()>(format!("{prefix}:poem"), "again").unwrap();
