@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use protocol::key_slot;
-use proxy::engine::{Action, Engine, Limits, Loss, PoolSetup};
+use proxy::engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup};
 
-use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, address, number, tell, topology};
+use super::pretend::{
+    self, ClientEnd, Rng, STEPS, ServerEnd, World as _, address, number, tell, topology,
+};
 
 const NODES: u16 = 4;
 /// Keys have tags from so many, so that clients' keys share slots.
@@ -122,44 +124,6 @@ impl World {
             vec![(key, *count)]
         };
         client.expected.push_back(Expected { reads, epoch, counts });
-    }
-
-    fn settle(&mut self) {
-        self.engine.settle();
-        while let Some(id) = self.engine.next_conn_to_write() {
-            if let Some(conn) = self.conns.get_mut(&id.index()) {
-                conn.end.take(&mut self.engine, &mut self.rng, 100);
-            }
-        }
-        while let Some(id) = self.engine.next_client_to_write() {
-            if let Some(index) = self.clients.iter().position(|client| client.end.id == id) {
-                self.clients[index].end.take(&mut self.engine, &mut self.rng, 100);
-                self.check(index);
-            }
-        }
-        while let Some(action) = self.engine.next_action() {
-            match action {
-                Action::Connect { conn: id, address } => {
-                    let (end, node) = (ServerEnd::new(id), number(&address));
-                    self.conns.insert(id.index(), Conn { end, node, asking: false });
-                }
-                Action::CloseConn(id) => {
-                    self.conns.remove(&id.index());
-                    self.engine.forget_conn(id);
-                }
-                Action::CloseClient(id) => panic!("{id:?} is closed"),
-                Action::ReadClient(id) => {
-                    let client = self.clients.iter_mut().find(|client| client.end.id == id);
-                    client.expect("it lives").end.read = true;
-                }
-                Action::ReadConn(id) => panic!("{id:?} was stalled"),
-                Action::Refresh { .. } => {
-                    if self.rng.chance(20) {
-                        self.tell_topology();
-                    }
-                }
-            }
-        }
     }
 
     fn check(&mut self, index: usize) {
@@ -342,7 +306,7 @@ impl World {
                 }
                 self.server_sends(index);
             }
-            self.settle();
+            self.settle(100);
             if self.rng.chance(50) {
                 self.move_slot();
             }
@@ -356,11 +320,54 @@ impl World {
     }
 }
 
+impl pretend::World for World {
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    fn server_takes(&mut self, id: ConnId, percent_all: usize) {
+        if let Some(conn) = self.conns.get_mut(&id.index()) {
+            conn.end.take(&mut self.engine, &mut self.rng, percent_all);
+        }
+    }
+
+    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
+        if let Some(index) = self.clients.iter().position(|client| client.end.id == id) {
+            self.clients[index].end.take(&mut self.engine, &mut self.rng, percent_all);
+            self.check(index);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect { conn: id, address } => {
+                let (end, node) = (ServerEnd::new(id), number(&address));
+                self.conns.insert(id.index(), Conn { end, node, asking: false });
+            }
+            Action::CloseConn(id) => {
+                self.conns.remove(&id.index());
+                self.engine.forget_conn(id);
+            }
+            Action::CloseClient(id) => panic!("{id:?} is closed"),
+            Action::ReadClient(id) => {
+                let client = self.clients.iter_mut().find(|client| client.end.id == id);
+                client.expect("it lives").end.read = true;
+            }
+            Action::ReadConn(id) => panic!("{id:?} was stalled"),
+            Action::Refresh { .. } => {
+                if self.rng.chance(20) {
+                    self.tell_topology();
+                }
+            }
+        }
+    }
+}
+
 fn story(seed: u64, breaks: bool) -> [usize; 1] {
     let mut world = World::new(seed, breaks);
     for _ in 0..STEPS {
         world.step();
-        world.settle();
+        world.settle(100);
     }
     world.finish();
     [world.answered]

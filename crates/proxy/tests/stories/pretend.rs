@@ -4,7 +4,7 @@ use std::{panic::RefUnwindSafe, sync::Arc};
 
 use protocol::{SlotSet, resp::encode_command};
 use proxy::{
-    engine::{ClientId, ConnId, Engine, PoolSetup, Profile, Users, reply, request},
+    engine::{Action, ClientId, ConnId, Engine, PoolSetup, Profile, Users, reply, request},
     route::{Address, Primary, Route, Slots, Topology},
 };
 
@@ -153,6 +153,33 @@ impl ServerEnd {
         let bytes: Vec<u8> = self.outgoing.drain(..count).collect();
         self.read = engine.conn_bytes(self.id, &bytes);
         count
+    }
+}
+
+/// What an engine stands in.
+pub trait World {
+    fn engine(&mut self) -> &mut Engine;
+
+    /// A server takes what the engine has for it, or some of that.
+    fn server_takes(&mut self, id: ConnId, percent_all: usize);
+
+    /// A client takes what the engine has for it, or some of that.
+    fn client_takes(&mut self, id: ClientId, percent_all: usize);
+
+    fn act(&mut self, action: Action);
+
+    /// Sockets take some of what the engine has for them, or all; what it wants is done.
+    fn settle(&mut self, percent_all: usize) {
+        self.engine().settle();
+        while let Some(id) = self.engine().next_conn_to_write() {
+            self.server_takes(id, percent_all);
+        }
+        while let Some(id) = self.engine().next_client_to_write() {
+            self.client_takes(id, percent_all);
+        }
+        while let Some(action) = self.engine().next_action() {
+            self.act(action);
+        }
     }
 }
 

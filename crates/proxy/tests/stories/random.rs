@@ -10,7 +10,7 @@ use proxy::{
     route::{Ejection, EjectionMode, Ring, Route},
 };
 
-use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, tell, word};
+use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, World as _, tell, word};
 
 struct Client {
     end: ClientEnd,
@@ -134,69 +134,6 @@ impl World {
             }
         }
         expected.push_back(reply);
-    }
-
-    fn settle(&mut self) {
-        self.engine.settle();
-        // Sockets take some, or all.
-        while let Some(id) = self.engine.next_conn_to_write() {
-            self.server_takes(id, 70);
-        }
-        while let Some(id) = self.engine.next_client_to_write() {
-            self.client_takes(id, 70);
-        }
-        while let Some(action) = self.engine.next_action() {
-            self.act(&action);
-        }
-    }
-
-    fn act(&mut self, action: &Action) {
-        match *action {
-            Action::Connect { conn, .. } => {
-                self.servers.insert(conn.index(), ServerEnd::new(conn));
-            }
-            Action::CloseConn(id) => {
-                self.servers.remove(&id.index());
-                self.engine.forget_conn(id);
-            }
-            Action::CloseClient(id) => {
-                self.engine.client_gone(id);
-                if let Some(at) = self.clients.iter().position(|client| client.end.id == id) {
-                    let client = self.clients.remove(at);
-                    assert!(self.faults || client.ended);
-                    assert!(self.faults || client.expected.is_empty());
-                }
-            }
-            Action::ReadClient(id) => {
-                self.clients.iter_mut().filter(|c| c.end.id == id).for_each(|c| c.end.read = true);
-            }
-            Action::ReadConn(id) => {
-                self.servers.get_mut(&id.index()).unwrap().read = true;
-            }
-            Action::Refresh { .. } => unreachable!("there is no cluster"),
-        }
-    }
-
-    fn server_takes(&mut self, id: ConnId, percent_all: usize) {
-        if let Some(server) = self.servers.get_mut(&id.index()) {
-            server.take(&mut self.engine, &mut self.rng, percent_all);
-        }
-    }
-
-    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
-        let client = self.clients.iter_mut().find(|client| client.end.id == id);
-        let Some(Client { end, expected, .. }) = client else { return };
-        end.take(&mut self.engine, &mut self.rng, percent_all);
-        // Whole replies are the expected ones.
-        while let Some(reply) = end.reply() {
-            let expected = expected.pop_front().expect("nothing was asked");
-            if reply.starts_with('-') {
-                assert!(self.faults, "{reply}");
-            } else {
-                assert_eq!(reply, String::from_utf8_lossy(&expected));
-            }
-            self.answered += 1;
-        }
     }
 
     /// The server answers one request.
@@ -326,7 +263,7 @@ impl World {
             for id in self.servers.values().map(|server| server.id).collect::<Vec<_>>() {
                 self.server_takes(id, 100);
             }
-            self.settle();
+            self.settle(70);
             let idle =
                 |client: &Client| client.expected.is_empty() && client.end.outgoing.is_empty();
             let quiet = self.servers.values().all(ServerEnd::is_quiet);
@@ -342,11 +279,66 @@ impl World {
     }
 }
 
+impl pretend::World for World {
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    fn server_takes(&mut self, id: ConnId, percent_all: usize) {
+        if let Some(server) = self.servers.get_mut(&id.index()) {
+            server.take(&mut self.engine, &mut self.rng, percent_all);
+        }
+    }
+
+    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
+        let client = self.clients.iter_mut().find(|client| client.end.id == id);
+        let Some(Client { end, expected, .. }) = client else { return };
+        end.take(&mut self.engine, &mut self.rng, percent_all);
+        // Whole replies are the expected ones.
+        while let Some(reply) = end.reply() {
+            let expected = expected.pop_front().expect("nothing was asked");
+            if reply.starts_with('-') {
+                assert!(self.faults, "{reply}");
+            } else {
+                assert_eq!(reply, String::from_utf8_lossy(&expected));
+            }
+            self.answered += 1;
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect { conn, .. } => {
+                self.servers.insert(conn.index(), ServerEnd::new(conn));
+            }
+            Action::CloseConn(id) => {
+                self.servers.remove(&id.index());
+                self.engine.forget_conn(id);
+            }
+            Action::CloseClient(id) => {
+                self.engine.client_gone(id);
+                if let Some(at) = self.clients.iter().position(|client| client.end.id == id) {
+                    let client = self.clients.remove(at);
+                    assert!(self.faults || client.ended);
+                    assert!(self.faults || client.expected.is_empty());
+                }
+            }
+            Action::ReadClient(id) => {
+                self.clients.iter_mut().filter(|c| c.end.id == id).for_each(|c| c.end.read = true);
+            }
+            Action::ReadConn(id) => {
+                self.servers.get_mut(&id.index()).unwrap().read = true;
+            }
+            Action::Refresh { .. } => unreachable!("there is no cluster"),
+        }
+    }
+}
+
 fn story(seed: u64, faults: bool) -> [usize; 1] {
     let mut world = World::new(seed, faults);
     for _ in 0..STEPS {
         world.step();
-        world.settle();
+        world.settle(70);
         let bytes = world.engine.buffer_bytes();
         assert!(bytes < 4 << 20, "{bytes} bytes of buffers");
     }

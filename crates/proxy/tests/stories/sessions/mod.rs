@@ -12,7 +12,7 @@ use protocol::SLOT_COUNT;
 use proxy::engine::{Action, ClientId, ConnId, Engine, Limits, Loss, PoolSetup};
 
 use self::server::Server;
-use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, number, tell, topology};
+use super::pretend::{self, ClientEnd, Rng, STEPS, ServerEnd, World as _, number, tell, topology};
 
 const SERVERS: u16 = 3;
 
@@ -181,64 +181,6 @@ impl World {
         }
     }
 
-    fn settle(&mut self) {
-        self.engine.settle();
-        while let Some(id) = self.engine.next_conn_to_write() {
-            self.server_takes(id, 70);
-        }
-        while let Some(id) = self.engine.next_client_to_write() {
-            self.client_takes(id, 70);
-        }
-        while let Some(action) = self.engine.next_action() {
-            self.act(&action);
-        }
-    }
-
-    fn act(&mut self, action: &Action) {
-        match action {
-            Action::Connect { conn, address: to } => {
-                let end = ServerEnd::new(*conn);
-                self.servers.insert(conn.index(), Server::new(end, number(to)));
-            }
-            Action::CloseConn(id) => {
-                self.servers.remove(&id.index());
-                self.engine.forget_conn(*id);
-            }
-            Action::CloseClient(id) => {
-                self.engine.client_gone(*id);
-                self.clients.retain(|client| client.end.id != *id);
-                assert!(self.faults, "a client is closed");
-            }
-            Action::ReadClient(id) => {
-                self.clients.iter_mut().filter(|c| c.end.id == *id).for_each(|c| c.end.read = true);
-            }
-            Action::ReadConn(id) => {
-                self.servers.get_mut(&id.index()).unwrap().end.read = true;
-            }
-            Action::Refresh { .. } => self.stale = true,
-        }
-    }
-
-    fn server_takes(&mut self, id: ConnId, percent_all: usize) {
-        if let Some(server) = self.servers.get_mut(&id.index()) {
-            server.end.take(&mut self.engine, &mut self.rng, percent_all);
-        }
-    }
-
-    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
-        let client = self.clients.iter_mut().find(|client| client.end.id == id);
-        let Some(client) = client else { return };
-        client.end.take(&mut self.engine, &mut self.rng, percent_all);
-        while let Some(reply) = client.end.reply() {
-            if Self::is_message(client, &reply) {
-                self.messages += 1;
-            } else {
-                Self::check_reply(client, &reply, self.faults);
-                self.answered += 1;
-            }
-        }
-    }
-
     /// A message has to be of a channel that the client is subscribed to.
     fn is_message(client: &Client, reply: &str) -> bool {
         let sign = if client.resp3.1 { '>' } else { '*' };
@@ -389,7 +331,7 @@ impl World {
             for id in self.clients.iter().map(|client| client.end.id).collect::<Vec<_>>() {
                 self.client_takes(id, 100);
             }
-            self.settle();
+            self.settle(70);
             let idle =
                 |client: &Client| client.expected.is_empty() && client.end.outgoing.is_empty();
             if self.clients.iter().all(idle) {
@@ -404,11 +346,62 @@ impl World {
     }
 }
 
+impl pretend::World for World {
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    fn server_takes(&mut self, id: ConnId, percent_all: usize) {
+        if let Some(server) = self.servers.get_mut(&id.index()) {
+            server.end.take(&mut self.engine, &mut self.rng, percent_all);
+        }
+    }
+
+    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
+        let client = self.clients.iter_mut().find(|client| client.end.id == id);
+        let Some(client) = client else { return };
+        client.end.take(&mut self.engine, &mut self.rng, percent_all);
+        while let Some(reply) = client.end.reply() {
+            if Self::is_message(client, &reply) {
+                self.messages += 1;
+            } else {
+                Self::check_reply(client, &reply, self.faults);
+                self.answered += 1;
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect { conn, address: to } => {
+                let end = ServerEnd::new(conn);
+                self.servers.insert(conn.index(), Server::new(end, number(&to)));
+            }
+            Action::CloseConn(id) => {
+                self.servers.remove(&id.index());
+                self.engine.forget_conn(id);
+            }
+            Action::CloseClient(id) => {
+                self.engine.client_gone(id);
+                self.clients.retain(|client| client.end.id != id);
+                assert!(self.faults, "a client is closed");
+            }
+            Action::ReadClient(id) => {
+                self.clients.iter_mut().filter(|c| c.end.id == id).for_each(|c| c.end.read = true);
+            }
+            Action::ReadConn(id) => {
+                self.servers.get_mut(&id.index()).unwrap().end.read = true;
+            }
+            Action::Refresh { .. } => self.stale = true,
+        }
+    }
+}
+
 fn story(seed: u64, faults: bool) -> [usize; 3] {
     let mut world = World::new(seed, faults);
     for _ in 0..STEPS {
         world.step();
-        world.settle();
+        world.settle(70);
         let bytes = world.engine.buffer_bytes();
         assert!(bytes < 4 << 20, "{bytes} bytes of buffers");
     }
