@@ -73,7 +73,7 @@ struct Take {
     parallel: usize,
     /// How long to wait for a cluster whose slots or primaries are on the move
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
-    patience: u64,
+    patience: Duration,
     /// Afterwards delete backups of the cluster but the newest so many
     #[arg(long, value_name = "N")]
     keep: Option<u32>,
@@ -212,8 +212,8 @@ fn line(watch: &Watch, started: Instant) -> String {
 }
 
 async fn job(context: &Context, args: &Take) -> Result<Job, Failure> {
+    let (parallel, patience) = (args.parallel, args.patience);
     let open = |place: &str| Storage::open(place).map_err(|error| outcome::storage(&error));
-    let patience = Duration::from_millis(args.patience);
     if let Some(address) = &args.connect {
         let cluster = args.cluster.clone().unwrap_or_else(|| address.replace(':', "-"));
         if cluster.starts_with('.') || !cluster.chars().all(is_plain) {
@@ -231,7 +231,6 @@ async fn job(context: &Context, args: &Take) -> Result<Job, Failure> {
         } else {
             Origin::Server { address: seed }
         };
-        let parallel = args.parallel;
         return Ok(Job { origin, login, storage, cluster, spec: None, parallel, patience });
     }
     let name = args.cluster.clone().unwrap_or_default();
@@ -249,7 +248,7 @@ async fn job(context: &Context, args: &Take) -> Result<Job, Failure> {
         }
     };
     let job = Job::of_fleet(&session, &cluster.name, open(&to)?)?;
-    Ok(Job { parallel: args.parallel, patience, ..job })
+    Ok(Job { parallel, patience, ..job })
 }
 
 fn is_plain(letter: char) -> bool {

@@ -14,10 +14,10 @@ use fleet::model::ClusterName;
 use protocol::{Info, Value};
 
 pub use self::arguments::Args;
+use self::arguments::Loading;
 use super::{
     connect,
     context::{Context, unknown},
-    printer::Output,
     signals,
 };
 use crate::{
@@ -58,34 +58,18 @@ pub(super) struct Load {
     pub inputs: Vec<Input>,
     pub filter: Filter,
     pub existing: Existing,
-    pub max_p99: Option<Duration>,
-    pub patience: Duration,
-    pub dry_run: bool,
-    pub verify: bool,
-    pub output: Output,
+    pub how: Loading,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let inputs = inputs(&args.files).await?;
-    if args.verify && inputs.iter().any(Input::is_once) {
+    if args.how.verify && inputs.iter().any(Input::is_once) {
         let error = Failure::user("--verify reads a second time, and stdin can't be read again");
         return Err(error.hint("load it from a file"));
     }
     let goal = goal(context, &args.to).await?;
-    let load = Load {
-        inputs,
-        filter: args.filter(),
-        existing: args.existing(),
-        max_p99: args.max_p99.map(Duration::from_millis),
-        patience: Duration::from_millis(args.patience),
-        dry_run: args.dry_run,
-        verify: args.verify,
-        output: args.output,
-    };
+    let load = Load { inputs, filter: args.filter(), existing: args.existing(), how: args.how };
     let state = load.state(&goal)?;
-    if let Some(state) = state.as_ref().filter(|_| args.restart) {
-        state.forget();
-    }
     load.run(context, goal, state).await
 }
 
@@ -127,17 +111,22 @@ async fn objects(url: &str) -> Result<Vec<Input>, Failure> {
 }
 
 impl Load {
-    /// Where it is noted how far it got; None where it can't go on later.
+    /// Where it is noted how far it got, of which nothing is left where it shall begin again; None where it
+    /// can't go on later.
     pub fn state(&self, goal: &Goal) -> Result<Option<StateFile>, Failure> {
         let once = self.inputs.iter().any(Input::is_once);
-        let Some(directory) = goal.notes.as_ref().filter(|_| !self.dry_run && !once) else {
+        let Some(directory) = goal.notes.as_ref().filter(|_| !self.how.dry_run && !once) else {
             return Ok(None);
         };
         let files: Vec<&str> = self.inputs.iter().map(|input| input.identity.as_str()).collect();
         // What makes it another one: which keys go where, and over what.
         let job = format!("{files:?} {} {:?} {:?}", goal.to, self.filter, self.existing);
-        let state = StateFile::open(directory, &job);
-        state.map(Some).map_err(|error| outcome::failure(&error.into(), false))
+        let state = StateFile::open(directory, &job)
+            .map_err(|error| outcome::failure(&error.into(), false))?;
+        if self.how.restart {
+            state.forget();
+        }
+        Ok(Some(state))
     }
 
     /// Does it, from where the state says.
@@ -155,17 +144,17 @@ impl Load {
             context.printer.note(&format!("Going on at {share} %, where it stopped."));
         }
         let resumable = state.is_some();
-        let output = self.output;
+        let output = self.how.output;
         let job = Arc::new(Job {
             inputs: self.inputs,
             target: goal.target,
             login: goal.login,
             filter: self.filter,
             existing: self.existing,
-            p99_max: self.max_p99,
-            patience: self.patience,
-            dry_run: self.dry_run,
-            verify: self.verify,
+            p99_max: self.how.max_p99,
+            patience: self.how.patience,
+            dry_run: self.how.dry_run,
+            verify: self.how.verify,
             state,
         });
         let watch = Arc::new(Watch::default());

@@ -1,14 +1,13 @@
 //! `keyfleet restore`: a backup into a running cluster or server, by the importer.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use protocol::{ClusterNodes, Info};
 
 use super::{
     backup::{Shelf, find},
     context::Context,
-    import::{Goal, Load, arguments::duration, goal, outcome},
-    printer::Output,
+    import::{Goal, Load, arguments::Loading, goal, outcome},
     text::plural,
 };
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
         load::Target,
     },
 };
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The target may have another number of shards, another engine, another version. Stopped at any time, by
@@ -41,24 +41,8 @@ pub struct Args {
     /// Let the backup's value take the place of one that is there
     #[arg(long)]
     replace: bool,
-    /// Send nothing: say what would be sent, and what can't be
-    #[arg(long)]
-    dry_run: bool,
-    /// Afterwards ask the target for every key, and compare value and end
-    #[arg(long)]
-    verify: bool,
-    /// Go slower where the target's latency gets above this at one time in a hundred (2ms)
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    max_p99: Option<u64>,
-    /// How long to wait for a target that has no memory, no primary or no disk
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
-    patience: u64,
-    /// Begin at the beginning, whatever an earlier run did
-    #[arg(long)]
-    restart: bool,
-    /// How to print the report
-    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    #[command(flatten)]
+    how: Loading,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -68,20 +52,13 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         inputs: inputs(&storage, &manifest),
         filter: Filter::default(),
         existing: if args.replace { Existing::Replace } else { Existing::Fail },
-        max_p99: args.max_p99.map(Duration::from_millis),
-        patience: Duration::from_millis(args.patience),
-        dry_run: args.dry_run,
-        verify: args.verify,
-        output: args.output,
+        how: args.how,
     };
     let state = load.state(&goal)?;
-    if let Some(state) = state.as_ref().filter(|_| args.restart) {
-        state.forget();
-    }
     // What an interrupted one left there is its own.
     let goes_on = state.as_ref().is_some_and(|state| StateFile::load(state).is_some());
-    if !goes_on && !args.dry_run {
-        ask(context, &args, &goal).await?;
+    if !goes_on && !load.how.dry_run && !args.yes && !args.replace {
+        ask(context, &args.to, &goal).await?;
     }
     context.printer.note(&format!(
         "Restoring {} of {}: {} from {}.",
@@ -108,16 +85,13 @@ fn inputs(storage: &Storage, manifest: &Manifest) -> Vec<Input> {
 }
 
 /// Is it meant, where the target holds keys already?
-async fn ask(context: &Context, args: &Args, goal: &Goal) -> Result<(), Failure> {
-    if args.yes || args.replace {
-        return Ok(());
-    }
+async fn ask(context: &Context, to: &str, goal: &Goal) -> Result<(), Failure> {
     let held = held(&goal.target, goal.login.as_ref()).await;
     let held = held.map_err(|error| outcome::failure(&error.into(), false))?;
     if held == 0 {
         return Ok(());
     }
-    let keys = format!("{} holds {} already", args.to, plural(held, "key"));
+    let keys = format!("{to} holds {} already", plural(held, "key"));
     let question = format!("{keys}, which stay as they are. Restore into it? [y/N]");
     if context.printer.live {
         let answer = context.printer.ask(&question);

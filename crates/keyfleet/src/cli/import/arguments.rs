@@ -1,6 +1,6 @@
 //! What `keyfleet import` takes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use protocol::rdb::DataType;
@@ -53,6 +53,13 @@ pub struct Args {
     /// Leave keys that are there as they are, and name those with another value [default]
     #[arg(long, group = "existing")]
     pub fail: bool,
+    #[command(flatten)]
+    pub how: Loading,
+}
+
+/// How values are brought into a target, from files or from a backup.
+#[derive(Debug, clap::Args)]
+pub struct Loading {
     /// Send nothing: say what would be sent, and what can't be
     #[arg(long)]
     pub dry_run: bool,
@@ -61,10 +68,10 @@ pub struct Args {
     pub verify: bool,
     /// Go slower where the target's latency gets above this at one time in a hundred (2ms)
     #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub max_p99: Option<u64>,
+    pub max_p99: Option<Duration>,
     /// How long to wait for a target that has no memory, no primary or no disk
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
-    pub patience: u64,
+    pub patience: Duration,
     /// Begin at the beginning, whatever an earlier run did
     #[arg(long)]
     pub restart: bool,
@@ -148,8 +155,10 @@ fn size(text: &str) -> Result<Bound, String> {
     Ok(bound)
 }
 
-pub fn duration(text: &str) -> Result<u64, String> {
-    number(text, &DURATIONS).ok_or_else(|| "a number with its unit, such as 2ms or 60s".to_owned())
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let millis = number(text, &DURATIONS);
+    let wrong = || "a number with its unit, such as 2ms or 60s".to_owned();
+    millis.map(Duration::from_millis).ok_or_else(wrong)
 }
 
 /// Values below it are read whole, so that their size is known.
@@ -203,8 +212,8 @@ mod tests {
         check("<10", Some(Bound::Below(10)));
         check("<1gb", None);
         let check = |text: &str, expected| assert_eq!(duration(text).ok(), expected, "{text}");
-        check("2ms", Some(2));
-        check("1d", Some(86_400_000));
+        check("2ms", Some(Duration::from_millis(2)));
+        check("1d", Some(Duration::from_hours(24)));
         check("2", None);
         let check = |text: &str, expected| assert_eq!(pair(text).ok(), expected, "{text}");
         check("1:0", Some((1, 0)));
