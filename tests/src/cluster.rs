@@ -3,11 +3,17 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use fleet::model::Pace;
 use keyfleet::{
     admin_client::{Commands, Connection},
-    mover::NodeAddr,
+    mover::{
+        NodeAddr,
+        slots::{SlotMove, move_slots},
+    },
 };
-use protocol::{ClusterNodes, NodeId, Slot, SlotSet, Value, key_slot, slots::SLOT_COUNT};
+use protocol::{
+    ClusterNodes, NodeId, Slot, SlotSet, Value, engine::AtomicSlots, key_slot, slots::SLOT_COUNT,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::server::{POLL, Server, TIME_MAX};
@@ -118,6 +124,32 @@ impl RawCluster {
     /// Every node's address.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.addr.address).collect()
+    }
+
+    /// A move of slots by keys at full pace, of which all other nodes are told.
+    pub fn slot_move(&self, from: usize, to: usize, slots: SlotSet) -> SlotMove {
+        let (from, to) = (self.nodes[from].addr, self.nodes[to].addr);
+        SlotMove {
+            from,
+            to,
+            slots,
+            others: self.others(&[from, to]),
+            login: None,
+            pace: Pace::Full,
+            atomic: AtomicSlots::None,
+        }
+    }
+
+    /// Does [`RawCluster::slot_move`].
+    pub async fn move_slots(&self, from: usize, to: usize, slots: SlotSet) -> Result<()> {
+        move_slots(&self.slot_move(from, to, slots), |_| ()).await?;
+        Ok(())
+    }
+
+    /// What a node owns by its own view.
+    pub async fn owned(&self, index: usize) -> Result<SlotSet> {
+        let view = self.view(index).await?;
+        Ok(view.my_row().context("it doesn't know itself")?.slots.clone())
     }
 
     /// All nodes but these.

@@ -10,19 +10,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use fleet::model::Pace;
-use keyfleet::{
-    admin_client::Connection,
-    mover::slots::{SlotMove, move_slots},
-};
-use protocol::{SlotSet, engine::AtomicSlots, key_slot};
+use keyfleet::admin_client::Connection;
+use protocol::{SlotSet, key_slot};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use tests::{
     bucket::{BUCKET, Bucket, KEY, Trouble},
     cluster::{RawCluster, Shape, call},
     engines::engine,
-    fleet::{CLUSTER, Ended, Spec, TestFleet},
+    fleet::{CLUSTER, Ended, Running, Spec, TestFleet},
     server::{POLL, Server, TIME_MAX},
 };
 use tokio::time::{Instant, sleep};
@@ -224,17 +220,23 @@ async fn under_load_then_into_another_shape_and_engine() {
     }
 }
 
+/// Where to, and a backup of a cluster that has begun and waits for its servers.
+async fn begin(fleet: &TestFleet, source: &RawCluster) -> (String, Running) {
+    slow_to_send(source).await;
+    let place = place(fleet);
+    let address = source.addresses()[1].to_string();
+    let args = ["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"];
+    let running = fleet.spawn(&args);
+    wait_for_mark(&place, "mine").await;
+    (place, running)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_dies_meanwhile() {
     let mut source = cluster("redis", "7.0", 3, 1).await;
     source.fill(KEYS, VALUE_BYTES).await.unwrap();
-    slow_to_send(&source).await;
     let fleet = TestFleet::empty();
-    let place = place(&fleet);
-    let address = source.addresses()[1].to_string();
-    let running =
-        fleet.spawn(&["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"]);
-    wait_for_mark(&place, "mine").await;
+    let (place, running) = begin(&fleet, &source).await;
     source.kill(0).unwrap();
     let taken = json(&running.wait().await.expect_code(0));
     let shards = taken["shards"].as_array().unwrap();
@@ -256,24 +258,9 @@ async fn a_primary_dies_meanwhile() {
 async fn slots_move_meanwhile() {
     let source = cluster("valkey", "9.1", 3, 0).await;
     source.fill(KEYS, VALUE_BYTES).await.unwrap();
-    slow_to_send(&source).await;
     let fleet = TestFleet::empty();
-    let place = place(&fleet);
-    let address = source.addresses()[1].to_string();
-    let running =
-        fleet.spawn(&["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"]);
-    wait_for_mark(&place, "mine").await;
-    let (from, to) = (source.nodes[0].addr, source.nodes[2].addr);
-    let job = SlotMove {
-        from,
-        to,
-        slots: SlotSet::range(0, 2_000),
-        others: source.others(&[from, to]),
-        login: None,
-        pace: Pace::Full,
-        atomic: AtomicSlots::None,
-    };
-    move_slots(&job, |_| ()).await.unwrap();
+    let (place, running) = begin(&fleet, &source).await;
+    source.move_slots(0, 2, SlotSet::range(0, 2_000)).await.unwrap();
     let taken = json(&running.wait().await.expect_code(0));
     let slots: Vec<&Json> =
         taken["shards"].as_array().unwrap().iter().map(|shard| &shard["slots"]).collect();

@@ -2,12 +2,8 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use fleet::model::Pace;
-use keyfleet::mover::slots::{SlotMove, move_slots};
 use protocol::{
-    SlotSet, Value as Reply,
-    engine::AtomicSlots,
-    key_slot,
+    SlotSet, Value as Reply, key_slot,
     rdb::{Encoding, Fault, Format, Item, Key, Value, Writer, encode},
 };
 use serde_json::Value as Json;
@@ -175,17 +171,7 @@ async fn while_slots_move() {
     let args = ["import", file.to_str().unwrap(), "--to", &to, "--output", "json"];
     let running = fleet.spawn(&args);
     wait_until_held(&cluster, KEYS / 20).await;
-    let (from, to) = (cluster.nodes[0].addr, cluster.nodes[1].addr);
-    let job = SlotMove {
-        from,
-        to,
-        slots: SlotSet::range(0, 3_000),
-        others: cluster.others(&[from, to]),
-        login: None,
-        pace: Pace::Full,
-        atomic: AtomicSlots::None,
-    };
-    move_slots(&job, |_| ()).await.unwrap();
+    cluster.move_slots(0, 1, SlotSet::range(0, 3_000)).await.unwrap();
     let ended = running.wait().await.expect_code(0);
     let report: Json = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(report["loaded"], KEYS + large.len(), "{report}");

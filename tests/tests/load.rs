@@ -5,12 +5,8 @@ use std::{
     time::Duration,
 };
 
-use fleet::model::Pace;
-use keyfleet::mover::{
-    load::{LoadError, Loader, Options, Target},
-    slots::{SlotMove, move_slots},
-};
-use protocol::{SlotSet, engine::AtomicSlots, key_slot, resp::encode_command};
+use keyfleet::mover::load::{LoadError, Loader, Options, Target};
+use protocol::{SlotSet, key_slot, resp::encode_command};
 use tests::{
     cluster::{RawCluster, Shape, call},
     engines::engine,
@@ -67,17 +63,7 @@ async fn while_slots_move() {
     let loader = open(&cluster, Options::default()).await;
     let feeding = feed(&loader, KEYS, &FED);
     wait_for(&FED, KEYS / 20).await;
-    let (from, to) = (cluster.nodes[0].addr, cluster.nodes[1].addr);
-    let job = SlotMove {
-        from,
-        to,
-        slots: SlotSet::range(0, 3_000),
-        others: cluster.others(&[from, to]),
-        login: None,
-        pace: Pace::Full,
-        atomic: AtomicSlots::None,
-    };
-    move_slots(&job, |_| ()).await.unwrap();
+    cluster.move_slots(0, 1, SlotSet::range(0, 3_000)).await.unwrap();
     feeding.await.unwrap().unwrap();
     let repeated = loader.progress().repeated.load(Ordering::Relaxed);
     assert!(repeated > 0, "the move was over before it mattered");

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet::model::Pace;
 use keyfleet::{
     engines::EngineBinary,
     mover::slots::{SlotMove, move_slots},
@@ -53,19 +52,6 @@ fn check_unseen(seen: &Seen) {
     assert!(seen.replies > 20_000, "{} replies prove nothing", seen.replies);
 }
 
-fn job(cluster: &RawCluster, from: usize, to: usize, slots: SlotSet) -> SlotMove {
-    let (from, to) = (cluster.nodes[from].addr, cluster.nodes[to].addr);
-    SlotMove {
-        from,
-        to,
-        slots,
-        others: cluster.others(&[from, to]),
-        login: None,
-        pace: Pace::Full,
-        atomic: AtomicSlots::None,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handovers_are_not_seen() {
     let (cluster, _) = cluster("redis", "7.0", 1, 0).await;
@@ -89,7 +75,7 @@ async fn moving_slots_are_not_seen() {
     for (from, to, slots) in
         [(0, 1, SlotSet::range(0, 1_500)), (2, 0, SlotSet::range(12_000, 13_500))]
     {
-        move_slots(&job(&cluster, from, to, slots), |_| ()).await.unwrap();
+        cluster.move_slots(from, to, slots).await.unwrap();
         serve(&clients, 5_000).await;
     }
     let [from, to] = [1, 2].map(|index: usize| cluster.nodes[index].addr.id.to_string());
@@ -113,9 +99,9 @@ async fn nodes_that_join_and_leave_are_not_seen() {
     let clients = Pipelines::start(front.address, CLIENTS, 3);
     serve(&clients, 5_000).await;
     // The fourth comes; the first goes, which the proxy was started with.
-    move_slots(&job(&cluster, 0, 3, SlotSet::range(0, 2_700)), |_| ()).await.unwrap();
+    cluster.move_slots(0, 3, SlotSet::range(0, 2_700)).await.unwrap();
     serve(&clients, 5_000).await;
-    move_slots(&job(&cluster, 0, 1, SlotSet::range(2_701, 5_460)), |_| ()).await.unwrap();
+    cluster.move_slots(0, 1, SlotSet::range(2_701, 5_460)).await.unwrap();
     // It isn't asked any more when it goes.
     serve(&clients, 5_000).await;
     let gone = cluster.nodes[0].addr.id.to_string();
@@ -139,19 +125,13 @@ async fn slots_that_move_at_once_are_not_seen() {
         (1, 0, SlotSet::range(1_000, 4_000)),
         (0, 2, SlotSet::range(0, 500)),
     ] {
-        let slots = slots.intersection(&owned(&cluster, from).await);
+        let slots = slots.intersection(&cluster.owned(from).await.unwrap());
         let atomic = AtomicSlots::MigrateSlots;
-        let job = SlotMove { atomic, ..job(&cluster, from, to, slots) };
+        let job = SlotMove { atomic, ..cluster.slot_move(from, to, slots) };
         move_slots(&job, |_| ()).await.unwrap();
         serve(&clients, 10_000).await;
     }
     check_unseen(&clients.stop().unwrap());
-}
-
-async fn owned(cluster: &RawCluster, node: usize) -> SlotSet {
-    let id = cluster.nodes[node].addr.id;
-    let view = cluster.view(node).await.unwrap();
-    view.rows.iter().find(|row| row.id == id).unwrap().slots.clone()
 }
 
 /// What was acknowledged so shortly before a primary died may not have reached its replica.

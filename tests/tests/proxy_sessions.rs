@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use fleet::model::Pace;
-use keyfleet::mover::slots::{SlotMove, move_slots};
-use protocol::{SlotSet, Value, engine::AtomicSlots, key_slot};
+use protocol::{Value, key_slot};
 use tests::{
     cluster::{RawCluster, Shape},
     differential::Wire,
@@ -314,18 +312,7 @@ async fn move_around(cluster: &RawCluster, times: usize) {
     let slot = key_slot(b"t");
     let first = cluster.owners().await.unwrap()[usize::from(slot.number())];
     for from in first..first + times {
-        let (from, to) = (from % 3, (from + 1) % 3);
-        let (from, to) = (cluster.nodes[from].addr, cluster.nodes[to].addr);
-        let job = SlotMove {
-            from,
-            to,
-            slots: SlotSet::from(slot),
-            others: cluster.others(&[from, to]),
-            login: None,
-            pace: Pace::Full,
-            atomic: AtomicSlots::None,
-        };
-        move_slots(&job, |_| ()).await.unwrap();
+        cluster.move_slots(from % 3, (from + 1) % 3, slot.into()).await.unwrap();
         cluster.wait_calm().await.unwrap();
     }
 }

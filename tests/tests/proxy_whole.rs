@@ -5,9 +5,7 @@ use std::{
     time::Duration,
 };
 
-use fleet::model::Pace;
-use keyfleet::mover::slots::{SlotMove, move_slots};
-use protocol::{SlotSet, Value, engine::AtomicSlots};
+use protocol::Value;
 use tests::{
     cluster::{RawCluster, Shape},
     differential::Wire,
@@ -247,17 +245,8 @@ async fn a_scan_finds_every_key_while_slots_move() {
     });
     // From the first to the last, which comes later in a scan, and the other way round.
     for (from, to) in [(0, 3), (3, 0), (2, 1), (1, 0)] {
-        let (from, to) = (cluster.nodes[from].addr, cluster.nodes[to].addr);
-        let job = SlotMove {
-            from,
-            to,
-            slots: cluster_slots(&cluster, from).await.take_lowest(60),
-            others: cluster.others(&[from, to]),
-            login: None,
-            pace: Pace::Full,
-            atomic: AtomicSlots::None,
-        };
-        move_slots(&job, |_| ()).await.unwrap();
+        let slots = cluster.owned(from).await.unwrap().take_lowest(60);
+        cluster.move_slots(from, to, slots).await.unwrap();
     }
     let scans = scanner.await.unwrap();
     let again = scans.iter().filter(|(_, calls)| *calls > KEYS / 50 + 60).count();
@@ -266,11 +255,6 @@ async fn a_scan_finds_every_key_while_slots_move() {
         assert!(missing.is_empty(), "{missing:?} of {calls} calls");
     }
     assert!(again > 0, "no scan began again");
-}
-
-async fn cluster_slots(cluster: &RawCluster, node: keyfleet::mover::NodeAddr) -> SlotSet {
-    let view = cluster.view(0).await.unwrap();
-    view.rows.iter().find(|row| row.id == node.id).unwrap().slots.clone()
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{process::Stdio, time::Duration};
 
-use fleet::{model::Pace, step::RepairCase};
+use fleet::step::RepairCase;
 use keyfleet::{
     admin_client::Login,
     mover::{
@@ -31,19 +31,6 @@ async fn cluster(kind: &str, version: &str, replicas: usize, config: &[&str]) ->
     all.extend(config);
     let shape = Shape { server: &binary.server, primaries: 3, replicas, spare: 0, config: &all };
     RawCluster::start(&shape).await.unwrap()
-}
-
-fn job(cluster: &RawCluster, from: usize, to: usize, slots: SlotSet) -> SlotMove {
-    let (from, to) = (cluster.nodes[from].addr, cluster.nodes[to].addr);
-    SlotMove {
-        from,
-        to,
-        slots,
-        others: cluster.others(&[from, to]),
-        login: None,
-        pace: Pace::Full,
-        atomic: AtomicSlots::None,
-    }
 }
 
 fn third() -> SlotSet {
@@ -78,7 +65,7 @@ async fn check_done(cluster: &RawCluster, job: &SlotMove) {
 
 async fn check_by_keys(kind: &str, version: &str) {
     let cluster = cluster(kind, version, 1, &[]).await;
-    let job = job(&cluster, 0, 1, third());
+    let job = cluster.slot_move(0, 1, third());
     let moved = check_move(&cluster, &job).await;
     assert_eq!(moved.way, Way::Keys);
     assert_eq!(moved.progress.slots_done, 5_461);
@@ -106,7 +93,7 @@ async fn valkey_9_1_by_keys() {
 async fn valkey_9_1_by_itself() {
     let cluster = cluster("valkey", "9.1", 1, &[]).await;
     let atomic = AtomicSlots::MigrateSlots;
-    let job = SlotMove { atomic, ..job(&cluster, 0, 1, third()) };
+    let job = SlotMove { atomic, ..cluster.slot_move(0, 1, third()) };
     assert_eq!(check_move(&cluster, &job).await.way, Way::Atomic);
 }
 
@@ -123,7 +110,7 @@ async fn valkey_9_1_falls_back_to_keys() {
     let job = SlotMove {
         atomic: AtomicSlots::MigrateSlots,
         login: Some(login),
-        ..job(&cluster, 0, 1, third())
+        ..cluster.slot_move(0, 1, third())
     };
     assert_eq!(check_move(&cluster, &job).await.way, Way::Keys);
 }
@@ -132,7 +119,7 @@ async fn valkey_9_1_falls_back_to_keys() {
 async fn a_killed_mover_is_continued() {
     let cluster = cluster("redis", "7.0", 0, &[]).await;
     cluster.fill(KEYS, VALUE_BYTES).await.unwrap();
-    let job = job(&cluster, 0, 1, third());
+    let job = cluster.slot_move(0, 1, third());
     let ledger = Ledger::start(&cluster.addresses(), Options::default()).await.unwrap();
     ledger.wait_for_writes(TIME_MAX).await.unwrap();
     for moved in [200, 2_000, 4_000] {
@@ -145,7 +132,7 @@ async fn a_killed_mover_is_continued() {
             .spawn()
             .unwrap();
         let deadline = Instant::now() + TIME_MAX;
-        while owned(&cluster, 1, &job.slots).await < moved {
+        while cluster.owned(1).await.unwrap().intersection(&job.slots).len() < moved {
             assert!(Instant::now() < deadline, "the mover doesn't get to {moved} slots");
             assert!(child.try_wait().unwrap().is_none(), "the mover ended before {moved} slots");
         }
@@ -158,16 +145,11 @@ async fn a_killed_mover_is_continued() {
     check_done(&cluster, &job).await;
 }
 
-async fn owned(cluster: &RawCluster, index: usize, slots: &SlotSet) -> usize {
-    let view = cluster.view(index).await.unwrap();
-    view.my_row().unwrap().slots.intersection(slots).len()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_target_stops_the_move_and_room_continues_it() {
     let cluster = cluster("redis", "7.0", 0, &[]).await;
     cluster.fill(KEYS, VALUE_BYTES).await.unwrap();
-    let job = job(&cluster, 0, 1, third());
+    let job = cluster.slot_move(0, 1, third());
     let mut target = cluster.link(1).await.unwrap();
     let used = text(&mut target, &["INFO", "memory"]).await.unwrap();
     let used = used.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
@@ -185,7 +167,7 @@ async fn a_full_target_stops_the_move_and_room_continues_it() {
 async fn a_target_that_hangs_stops_the_move_and_its_return_continues_it() {
     let cluster = cluster("redis", "7.0", 0, &[]).await;
     cluster.fill(KEYS, VALUE_BYTES).await.unwrap();
-    let job = job(&cluster, 0, 1, third());
+    let job = cluster.slot_move(0, 1, third());
     let target = Pid::from_raw(cluster.nodes[1].pid().cast_signed()).unwrap();
     let mut hung = false;
     let error = move_slots(&job, |progress| {
@@ -207,7 +189,7 @@ async fn a_target_that_hangs_stops_the_move_and_its_return_continues_it() {
 async fn slots_that_neither_end_owns_are_refused() {
     let cluster = cluster("redis", "7.0", 0, &[]).await;
     let slots: SlotSet = "5460-5470".parse().unwrap();
-    let error = move_slots(&job(&cluster, 0, 2, slots), |_| ()).await.unwrap_err();
+    let error = move_slots(&cluster.slot_move(0, 2, slots), |_| ()).await.unwrap_err();
     let expected: SlotSet = "5461-5470".parse().unwrap();
     assert!(matches!(error.fault, Fault::NotOwned { slots } if slots == expected));
     cluster.wait_calm().await.unwrap();
@@ -365,6 +347,6 @@ async fn a_move_brings_home_first_what_the_source_forgot() {
     half.stable(2).await;
     half.stable(0).await;
     let slots = SlotSet::from(Slot::new(SLOT).unwrap());
-    move_slots(&job(&half.cluster, 2, 0, slots), |_| ()).await.unwrap();
+    half.cluster.move_slots(2, 0, slots).await.unwrap();
     half.check(0).await;
 }

@@ -179,7 +179,7 @@ async fn one_move(
     let moving = async {
         match mover {
             Mover::Cli => reshard(cli, ends).await,
-            _ => move_by_us(cluster, mover, ends).await,
+            _ => move_by_us(cluster, mover).await,
         }
     };
     let name = mover.name();
@@ -197,19 +197,15 @@ async fn one_move(
     Ok(Sample { mover, seconds, latency })
 }
 
-async fn move_by_us(cluster: &RawCluster, mover: Mover, [from, to]: [NodeAddr; 2]) -> Result<()> {
+async fn move_by_us(cluster: &RawCluster, mover: Mover) -> Result<()> {
     let (atomic, way) = match mover {
         Mover::Atomic => (AtomicSlots::MigrateSlots, Way::Atomic),
         _ => (AtomicSlots::None, Way::Keys),
     };
     let job = SlotMove {
-        from,
-        to,
-        slots: SlotSet::range(0, SLOTS_MOVED - 1),
-        others: cluster.others(&[from, to]),
-        login: None,
         pace: if mover == Mover::Gentle { Pace::Gentle } else { Pace::Full },
         atomic,
+        ..cluster.slot_move(0, 1, SlotSet::range(0, SLOTS_MOVED - 1))
     };
     let moved = move_slots(&job, |_| ()).await?;
     ensure!(moved.way == way, "moved in another way: {:?}", moved.way);
