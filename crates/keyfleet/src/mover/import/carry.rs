@@ -204,9 +204,10 @@ impl<'a> Carrier<'a> {
             Ok(Carried::Payload { encoding, raw: value, format, lost }) => {
                 self.name_lost(key, lost);
                 let payload = Payload { encoding, raw: &value, format };
-                self.restore(at, key, &payload)?;
+                let slot = key_slot(&key.name);
+                self.restore(at, slot, key, &payload)?;
                 let way = if encoding == key.encoding { Way::Raw } else { Way::Repacked };
-                self.sent(key, raw.len(), way);
+                self.sent(key, slot, raw.len(), way);
             }
             Ok(Carried::Commands) => {
                 let big = Big { key: key.clone(), text_bytes: None };
@@ -223,8 +224,8 @@ impl<'a> Carrier<'a> {
         Ok(Next::Go)
     }
 
-    fn sent(&mut self, key: &Key<'_>, bytes: usize, way: Way) {
-        self.tally.count(key, bytes as u64, way);
+    fn sent(&mut self, key: &Key<'_>, slot: Slot, bytes: usize, way: Way) {
+        self.tally.count(key.encoding.data_type(), slot, bytes as u64, way);
         self.last.0.clear();
         self.last.0.extend_from_slice(&key.name);
         self.last.1 = key.encoding.data_type();
@@ -246,6 +247,7 @@ impl<'a> Carrier<'a> {
     fn restore(
         &mut self,
         at: Position,
+        slot: Slot,
         key: &Key<'_>,
         payload: &Payload<'_>,
     ) -> Result<(), ImportError> {
@@ -254,7 +256,7 @@ impl<'a> Carrier<'a> {
         }
         let replace = self.job.existing == Existing::Replace;
         let absolute = self.absolute;
-        self.feeder.push(key_slot(&key.name), at.total, |out| {
+        self.feeder.push(slot, at.total, |out| {
             write_restore(key, payload, replace, absolute, out);
         })?;
         Ok(())
@@ -274,11 +276,13 @@ impl<'a> Carrier<'a> {
             return Ok(true);
         }
         if self.job.existing != Existing::Replace {
-            let answer = self.call(key_slot(&key.name), &[b"EXISTS", &key.name])?;
+            let slot = key_slot(&key.name);
+            let answer = self.call(slot, &[b"EXISTS", &key.name])?;
             if answer.as_integer() == Some(1) {
                 self.outcome.busy += 1;
                 self.outcome.busy_keys.add(&key.name);
-                self.tally.count(key, big.text_bytes.unwrap_or_default(), way(key));
+                let bytes = big.text_bytes.unwrap_or_default();
+                self.tally.count(key.encoding.data_type(), slot, bytes, way(key));
                 return Ok(false);
             }
         }
@@ -292,7 +296,7 @@ impl<'a> Carrier<'a> {
     /// The last piece of a value was sent.
     fn end(&mut self, bytes: usize) -> Result<Next, ImportError> {
         let Some(build) = self.build.take() else { return Ok(Next::Go) };
-        let (at, key) = (build.at, build.key.clone());
+        let (at, slot, key) = (build.at, build.slot, build.key.clone());
         let field_ttls = build.field_ttls_lost;
         let existing = self.job.existing;
         let built = build.finish(
@@ -305,12 +309,12 @@ impl<'a> Carrier<'a> {
         match built {
             Built::Done => {
                 self.name_lost(&key, Lost { field_ttls, ..Lost::default() });
-                self.sent(&key, bytes, way(&key));
+                self.sent(&key, slot, bytes, way(&key));
             }
             Built::Existed => {
                 self.outcome.busy += 1;
                 self.outcome.busy_keys.add(&key.name);
-                self.sent(&key, bytes, way(&key));
+                self.sent(&key, slot, bytes, way(&key));
             }
             Built::Refused(why) => self.tally.troubles.add(&key.name, why),
             Built::Disturbed => {
@@ -464,7 +468,8 @@ impl Visitor for Carrier<'_> {
                 if again || self.wanted(&big.key, bytes) {
                     self.switch(at, self.job.filter.mapped(big.key.db))?;
                     if self.begin(at, &big)? && self.job.dry_run {
-                        self.sent(&big.key, bytes as usize, way(&big.key));
+                        let slot = key_slot(&big.key.name);
+                        self.sent(&big.key, slot, bytes as usize, way(&big.key));
                     }
                 }
             }

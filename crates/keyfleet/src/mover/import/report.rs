@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use protocol::{SLOT_COUNT, key_slot, rdb::Key};
+use protocol::{SLOT_COUNT, Slot, rdb::DataType};
 use serde::{Deserialize, Serialize};
 
 /// How many troubles are kept with their keys.
@@ -97,8 +97,9 @@ pub struct Verified {
 }
 
 impl Tally {
-    pub fn count(&mut self, key: &Key<'_>, bytes: u64, way: Way) {
-        let name = key.encoding.data_type().name();
+    /// Counts a key that was sent, of a type and in a slot.
+    pub fn count(&mut self, data_type: DataType, slot: Slot, bytes: u64, way: Way) {
+        let name = data_type.name();
         // Types are few, and looked up for each key.
         if !self.types.contains_key(name) {
             self.types.insert(name.to_owned(), Count::default());
@@ -110,7 +111,7 @@ impl Tally {
             count.by_commands += u64::from(way == Way::Commands);
         }
         self.slots.resize(usize::from(SLOT_COUNT), 0);
-        if let Some(slot) = self.slots.get_mut(usize::from(key_slot(&key.name).number())) {
+        if let Some(slot) = self.slots.get_mut(usize::from(slot.number())) {
             *slot += 1;
         }
     }
