@@ -114,6 +114,8 @@ pub struct PoolCounters {
     /// Connections that were closed at once, because there were too many.
     pub clients_refused: Counter,
     pub clients_broken: Counter,
+    /// Clients that were closed because they didn't read.
+    pub clients_unread: Counter,
     pub requests: Counter,
     pub request_bytes: Counter,
     pub response_bytes: Counter,
@@ -127,6 +129,8 @@ pub struct PoolCounters {
     pub redirects: Counter,
     /// Requests that were sent again.
     pub retries: Counter,
+    /// Requests that were moved to another connection, behind whose next reply they would have waited.
+    pub detours: Counter,
     /// Requests that took too long; see [`crate::engine::SlowLog`].
     pub slow: Counter,
 }

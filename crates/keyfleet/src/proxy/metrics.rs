@@ -166,7 +166,7 @@ type Family = (&'static str, &'static str, &'static str);
 type PoolFamily = (Family, fn(&PoolCounters) -> &Counter);
 type ServerFamily = (Family, fn(&ServerCounters) -> &Counter);
 
-const POOL: [PoolFamily; 11] = [
+const POOL: [PoolFamily; 13] = [
     (("clients", "gauge", "Connections of clients."), |c| &c.clients),
     (("clients_accepted_total", "counter", "Connections of clients, ever."), |c| &c.clients_ever),
     (("clients_refused_total", "counter", "Connections that were one too many."), |c| {
@@ -174,6 +174,9 @@ const POOL: [PoolFamily; 11] = [
     }),
     (("clients_broken_total", "counter", "Clients that could not be understood."), |c| {
         &c.clients_broken
+    }),
+    (("clients_unread_total", "counter", "Clients closed because they didn't read."), |c| {
+        &c.clients_unread
     }),
     (("requests_total", "counter", "Requests that were forwarded."), |c| &c.requests),
     (("request_bytes_total", "counter", "Bytes of those."), |c| &c.request_bytes),
@@ -184,6 +187,9 @@ const POOL: [PoolFamily; 11] = [
     (("redirects_total", "counter", "MOVED and ASK that were followed."), |c| &c.redirects),
     (("slow_requests_total", "counter", "Requests that took too long."), |c| &c.slow),
     (("retries_total", "counter", "Requests that were sent again."), |c| &c.retries),
+    (("detours_total", "counter", "Requests that went around a slow reader's reply."), |c| {
+        &c.detours
+    }),
 ];
 
 const SERVER: [ServerFamily; 8] = [

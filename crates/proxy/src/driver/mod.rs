@@ -513,6 +513,15 @@ impl Loop {
             Action::Refresh { pool } => {
                 let _ = self.notices.send(Notice::Refresh { pool });
             }
+            Action::Unread { client, server } => {
+                let place = self.clients.get(client.index()).and_then(Option::as_ref);
+                let client = place.and_then(|place| place.socket.peer_address());
+                tracing::warn!(
+                    client = client.map(tracing::field::display),
+                    %server,
+                    "closing a client that doesn't read what it asked for"
+                );
+            }
         }
     }
 

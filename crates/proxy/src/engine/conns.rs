@@ -40,8 +40,11 @@ impl Core {
         place: usize,
     ) -> Result<ConnId, &'static [u8]> {
         let pool = self.servers.get(usize::from(server_index)).map_or(0, |server| server.pool);
-        let keeps = !self.is_ring(pool);
-        let conn = self.open_conn(server_index, profile, keeps)?;
+        let follows = !self.is_ring(pool);
+        let conn = self.open_conn(server_index, profile)?;
+        if let Some(conn) = self.conns.get_mut(conn) {
+            (conn.keeps, conn.follows) = (true, follows);
+        }
         if let Some(link) = self.link(server_index, profile) {
             let places = link.shared.len().max(1);
             if let Some(place) = link.shared.get_mut(place % places) {
@@ -69,14 +72,13 @@ impl Core {
         &mut self,
         server_index: u16,
         profile: u16,
-        keeps: bool,
     ) -> Result<ConnId, &'static [u8]> {
         let server = self.servers.get_mut(usize::from(server_index)).ok_or(error::REFUSED)?;
         let pool = self.pools.get(usize::from(server.pool)).ok_or(error::REFUSED)?;
         if server.retry_at > self.now {
             return Err(error::REFUSED);
         }
-        let mut conn = Conn::new(server_index, profile, keeps);
+        let mut conn = Conn::new(server_index, profile);
         if let Some(profile) = self.profiles.get(usize::from(profile)) {
             begin(&mut conn, profile, self.now);
         }
@@ -246,7 +248,7 @@ impl Engine {
             self.core.stalls -= 1;
         }
         let pending = std::mem::take(&mut conn.pending);
-        let (streaming, keeps) = (conn.streaming, conn.keeps);
+        let (streaming, follows) = (conn.streaming, conn.follows);
         let (index, profile) = (conn.server, conn.profile);
         let private = conn.private.take();
         self.core.turn.woken.append(&mut conn.waiting);
@@ -276,7 +278,7 @@ impl Engine {
                 // Half a reply is out: there is no way to end it well.
                 self.close_client(pending.client);
                 self.core.settle_flux(pool_index, &mut pending);
-            } else if pending.kind == Kind::Request && keeps {
+            } else if pending.kind == Kind::Request && follows {
                 let bytes = output.kept(from, pending.length);
                 let unsent = from + pending.length > output.kept_sent();
                 self.lost(pool_index, profile, pending, bytes, unsent, error);
@@ -361,10 +363,8 @@ impl Engine {
             let pool = server.and_then(|server| self.core.pools.get(usize::from(server.pool)));
             let timeout = pool.and_then(|pool| pool.timeout);
             let patient = conn.private.is_some_and(|private| private.patient) && conn.connected;
-            if let Some((client, since)) = conn.stalled
-                && since + self.core.limits.stall <= now
-            {
-                self.close_client(client);
+            if conn.stalled.is_some() {
+                self.end_stall(id);
             }
             if let Some(timeout) = timeout.filter(|_| !patient) {
                 self.expire(id, timeout);
@@ -383,6 +383,10 @@ impl Engine {
         loop {
             let Some(conn) = self.core.conns.get_mut(id) else { return };
             let Some(pending) = conn.pending.get_mut(conn.expired) else { break };
+            if pending.kind == Kind::Discard {
+                conn.expired += 1;
+                continue;
+            }
             if pending.at + timeout > now {
                 break;
             }

@@ -21,6 +21,7 @@ mod blocking;
 mod board;
 mod client;
 mod conns;
+mod detour;
 mod dispatch;
 mod ejection;
 mod error;
@@ -104,6 +105,8 @@ pub enum Action {
     ReadConn(ConnId),
     /// The pool's topology seems to be outdated.
     Refresh { pool: usize },
+    /// Say that a client is being closed because it doesn't read what it asked of a server.
+    Unread { client: ClientId, server: Arc<Address> },
 }
 
 /// How a connection to a server ended.
@@ -395,7 +398,7 @@ impl Engine {
         if client.limited {
             self.core.later.forget(id);
         }
-        let Core { splits, pools, turn, conns, .. } = &mut self.core;
+        let Core { splits, pools, conns, .. } = &mut self.core;
         if let Some(pool) = pools.get(usize::from(client.pool)) {
             pool.counters.clients.sub(1);
             pool.counters.clients_ended.add(1);
@@ -405,10 +408,20 @@ impl Engine {
                 splits.remove(*split);
             }
         }
-        // Nothing keeps those back any more that waited for it to read.
-        turn.unstalled.extend(conns.iter().filter_map(|(conn_id, conn)| {
-            conn.stalled.is_some_and(|(client, _)| client == id).then_some(conn_id)
-        }));
+        // Nothing keeps those back any more that waited for it to read. Where nobody else waits
+        // there is no use in reading.
+        let stalled: Vec<ConnId> = conns
+            .iter()
+            .filter(|(_, conn)| conn.stalled.is_some_and(|(client, _)| client == id))
+            .map(|(conn_id, _)| conn_id)
+            .collect();
+        for conn in stalled {
+            if self.others_wait(conn, id) {
+                self.core.turn.unstalled.push(conn);
+            } else {
+                self.kill_conn(conn, error::LOST);
+            }
+        }
         for conn in client.session.iter().flat_map(|session| session.conns()) {
             self.kill_conn(conn, error::LOST);
         }

@@ -75,6 +75,12 @@ impl Output {
         self.sent - self.start
     }
 
+    /// What was not written is this instead.
+    pub fn replace_unsent(&mut self, bytes: &[u8]) {
+        self.bytes.truncate(self.sent);
+        self.bytes.extend_from_slice(bytes);
+    }
+
     pub fn clear(&mut self) {
         (self.start, self.sent) = (0, 0);
         if self.bytes.capacity() > KEPT_BYTES_MAX {

@@ -24,7 +24,7 @@ impl Core {
     ) -> Result<ConnId, &'static [u8]> {
         let id = match self.link(server, profile).and_then(|link| link.spare.pop()) {
             Some(spare) => spare,
-            None => self.open_conn(server, profile, false)?,
+            None => self.open_conn(server, profile)?,
         };
         let conn = self.conns.get_mut(id).ok_or(error::REFUSED)?;
         let opens = conn.private.is_some_and(|private| private.opens);

@@ -207,11 +207,9 @@ impl Engine {
             && conn.stalled.is_none()
         {
             conn.stalled = Some((client, now));
+            conn.stalled_first.get_or_insert(now);
             self.core.stalls += 1;
-            // Others are not to wait for this client.
-            if conn.private.is_none() {
-                self.core.retire(id);
-            }
+            self.clear_the_way(id);
         }
     }
 
@@ -224,7 +222,7 @@ impl Engine {
             return true;
         }
         let Some(mut pending) = conn.pop() else { return false };
-        let (keeps, private) = (conn.keeps, conn.private.is_some());
+        let (keeps, follows, private) = (conn.keeps, conn.follows, conn.private.is_some());
         let streamed = std::mem::take(&mut conn.streaming);
         let mut pool = 0;
         let server_index = conn.server;
@@ -243,6 +241,7 @@ impl Engine {
         if keeps {
             let again = is_error
                 && is_wanted
+                && follows
                 && self.clients.get(pending.client).is_some()
                 && self.core.try_again(id, &pending, reply);
             if !again && !self.core.limbo.is_empty() && pending.kind == Kind::Request {
@@ -251,9 +250,11 @@ impl Engine {
             if slow && !again {
                 self.note_slow(id, &pending);
             }
-            self.core.sample_in = self.core.sample_in.wrapping_sub(1);
-            if (self.core.sample_in == 0 || streamed) && !again && is_wanted {
-                self.sample(id, pending.length, reply.len(), streamed);
+            if is_wanted && !again {
+                self.core.sample_in = self.core.sample_in.wrapping_sub(1);
+                if self.core.sample_in == 0 || streamed {
+                    self.sample(id, pending.length, reply.len(), streamed);
+                }
             }
             if let Some(conn) = self.core.conns.get_mut(id) {
                 conn.release_popped();
@@ -264,13 +265,11 @@ impl Engine {
             if pending.in_flux {
                 self.core.settle_flux(pool, &mut pending);
             }
-        } else {
-            if is_error && is_wanted {
-                self.core.ring_error(server_index, reply);
-            }
-            if slow {
-                self.note_slow(id, &pending);
-            }
+        } else if slow {
+            self.note_slow(id, &pending);
+        }
+        if is_error && is_wanted && !follows {
+            self.core.ring_error(server_index, reply);
         }
         let mut reply = reply;
         if private
@@ -330,6 +329,9 @@ impl Engine {
                 client.mark(pending.client, &mut self.core.turn);
                 conn.passed = if begins { part.len() } else { conn.passed + part.len() };
                 conn.streaming = true;
+                if conn.passed >= self.core.limits.long_reply_bytes {
+                    self.clear_the_way(id);
+                }
                 Part::Passed
             }
             // One of several that become one: it has to be here as a whole.

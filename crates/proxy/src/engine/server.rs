@@ -46,8 +46,10 @@ pub struct Conn {
     /// It is no more; only its socket is left.
     pub(super) dead: bool,
     pub(super) dirty: bool,
-    /// Requests that were written are kept until they are answered.
+    /// Requests that were written are kept until they are answered: so it is where it is shared.
     pub(super) keeps: bool,
+    /// They may be sent again to other servers, for it is a cluster's.
+    pub(super) follows: bool,
     pub(super) output: Output,
     /// What was asked and has no reply yet, in order.
     pub(super) pending: VecDeque<Pending>,
@@ -66,6 +68,8 @@ pub struct Conn {
     pub(super) passed: usize,
     /// It isn't read because this client doesn't read, since then.
     pub(super) stalled: Option<(ClientId, Micros)>,
+    /// When that came to pass for the first time.
+    pub(super) stalled_first: Option<Micros>,
     /// Clients that wait until it takes more.
     pub(super) waiting: Vec<ClientId>,
     /// Where it isn't shared.
@@ -161,7 +165,7 @@ impl Kind {
 }
 
 impl Conn {
-    pub(super) fn new(server: u16, profile: u16, keeps: bool) -> Self {
+    pub(super) fn new(server: u16, profile: u16) -> Self {
         Self {
             server,
             profile,
@@ -169,7 +173,8 @@ impl Conn {
             retired: false,
             dead: false,
             dirty: false,
-            keeps,
+            keeps: false,
+            follows: false,
             output: Output::default(),
             pending: VecDeque::new(),
             popped: 0,
@@ -180,6 +185,7 @@ impl Conn {
             streaming: false,
             passed: 0,
             stalled: None,
+            stalled_first: None,
             waiting: Vec::new(),
             private: None,
         }

@@ -24,6 +24,10 @@ pub struct Limits {
     pub merged_bytes_max: usize,
     /// A client whose replies keep a server's connection from being read for so long is closed.
     pub stall: Micros,
+    /// Likewise where others wait for theirs behind it and it takes nothing for so long.
+    pub stall_shared: Micros,
+    /// A connection with so many bytes of one reply is left to who asked for it.
+    pub long_reply_bytes: usize,
     /// Requests are not read while the server they go to has so many bytes to be written.
     pub server_bytes_max: usize,
     /// Replies of several servers that become one may have so many bytes together.
@@ -49,6 +53,8 @@ impl Default for Limits {
             waiting_bytes_hard: 4 << 20,
             merged_bytes_max: 64 << 20,
             stall: 10_000_000,
+            stall_shared: 1_000_000,
+            long_reply_bytes: 16 << 20,
             server_bytes_max: 4 << 20,
             gathered_bytes_max: 64 << 20,
             board: Arc::default(),

@@ -58,12 +58,19 @@ struct World {
     /// The keys' values, and on which node they are.
     store: BTreeMap<Vec<u8>, (u64, u16)>,
     breaks: bool,
+    /// Clients don't take all that there is for them.
+    slow: bool,
     answered: usize,
 }
 
 impl World {
-    fn new(seed: u64, breaks: bool) -> Self {
-        let limits = Limits { outstanding_max: 50, ..Limits::default() };
+    fn new(seed: u64, breaks: bool, slow: bool) -> Self {
+        let mut limits = Limits { outstanding_max: 50, ..Limits::default() };
+        if slow {
+            // More than what a client has asked can be, or they would wait for each other.
+            (limits.outstanding_max, limits.waiting_bytes_hard) = (10, 600);
+            limits.stall_shared = limits.stall;
+        }
         let mut engine = Engine::new(limits);
         engine.add_pool(PoolSetup {
             timeout: Some(1_000_000_000),
@@ -84,6 +91,7 @@ impl World {
             owners,
             store: BTreeMap::new(),
             breaks,
+            slow,
             answered: 0,
         };
         world.tell_topology();
@@ -107,7 +115,7 @@ impl World {
             let (tag, number) = (rng.below(TAGS), rng.below(3));
             format!("{{t{tag}}}{:?}/{epoch}/{number}", client.end.id).into_bytes()
         };
-        let reads = client.asked.is_multiple_of(5);
+        let reads = client.asked.is_multiple_of(5) != self.slow;
         let counts = if reads {
             let keys = [key(), key(), key()];
             client.end.ask(&[&b"mget"[..], &keys[0], &keys[1], &keys[2]]);
@@ -124,6 +132,11 @@ impl World {
             vec![(key, *count)]
         };
         client.expected.push_back(Expected { reads, epoch, counts });
+    }
+
+    fn take(&mut self, index: usize) {
+        self.clients[index].end.take(&mut self.engine, &mut self.rng, 100);
+        self.check(index);
     }
 
     fn check(&mut self, index: usize) {
@@ -267,7 +280,7 @@ impl World {
             45..85 if !self.conns.is_empty() => {
                 let which = self.rng.below(self.conns.len());
                 let index = *self.conns.keys().nth(which).unwrap();
-                for _ in 0..self.rng.below(8) {
+                for _ in 0..self.rng.below(if self.slow { 4 } else { 8 }) {
                     self.serve(index);
                 }
                 self.server_sends(index);
@@ -275,6 +288,10 @@ impl World {
             85..90 => self.move_slot(),
             90..98 => self.engine.tick(),
             98 => self.tell_topology(),
+            99 if !self.clients.is_empty() => {
+                let index = self.rng.below(self.clients.len());
+                self.take(index);
+            }
             100..102 if !self.conns.is_empty() => {
                 let which = self.rng.below(self.conns.len());
                 let index = *self.conns.keys().nth(which).unwrap();
@@ -306,6 +323,11 @@ impl World {
                 }
                 self.server_sends(index);
             }
+            for index in 0..self.clients.len() {
+                if !self.slow || self.rng.chance(10) {
+                    self.take(index);
+                }
+            }
             self.settle(100);
             if self.rng.chance(50) {
                 self.move_slot();
@@ -331,10 +353,13 @@ impl pretend::World for World {
         }
     }
 
-    fn client_takes(&mut self, id: ClientId, percent_all: usize) {
+    fn client_takes(&mut self, id: ClientId, _: usize) {
         if let Some(index) = self.clients.iter().position(|client| client.end.id == id) {
-            self.clients[index].end.take(&mut self.engine, &mut self.rng, percent_all);
-            self.check(index);
+            if !self.slow || self.rng.chance(1) {
+                self.take(index);
+            } else {
+                self.engine.client_wrote(id, 0);
+            }
         }
     }
 
@@ -353,7 +378,13 @@ impl pretend::World for World {
                 let client = self.clients.iter_mut().find(|client| client.end.id == id);
                 client.expect("it lives").end.read = true;
             }
-            Action::ReadConn(id) => panic!("{id:?} was stalled"),
+            Action::ReadConn(id) => {
+                assert!(self.slow, "{id:?} was stalled");
+                if let Some(conn) = self.conns.get_mut(&id.index()) {
+                    conn.end.read = true;
+                }
+            }
+            Action::Unread { client, .. } => panic!("{client:?} reads"),
             Action::Refresh { .. } => {
                 if self.rng.chance(20) {
                     self.tell_topology();
@@ -363,22 +394,28 @@ impl pretend::World for World {
     }
 }
 
-fn story(seed: u64, breaks: bool) -> [usize; 1] {
-    let mut world = World::new(seed, breaks);
+fn story(seed: u64, breaks: bool, slow: bool) -> [usize; 2] {
+    let mut world = World::new(seed, breaks, slow);
     for _ in 0..STEPS {
         world.step();
         world.settle(100);
     }
     world.finish();
-    [world.answered]
+    let detours = world.engine.figures().pools[0].counters.detours.get();
+    [world.answered, detours as usize]
 }
 
 #[test]
 fn moving_slots_are_not_seen() {
-    tell([100_000], |seed| story(seed, false));
+    tell([100_000, 0], |seed| story(seed, false, false));
 }
 
 #[test]
 fn lost_connections_are_errors_at_most() {
-    tell([100_000], |seed| story(seed, true));
+    tell([100_000, 0], |seed| story(seed, true, false));
+}
+
+#[test]
+fn who_reads_slowly_disorders_nothing() {
+    tell([100_000, 5_000], |seed| story(seed, seed.is_multiple_of(2), true));
 }

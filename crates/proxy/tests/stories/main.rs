@@ -11,3 +11,4 @@ mod sessions;
 mod settings;
 mod slow_log;
 mod stage;
+mod stalls;

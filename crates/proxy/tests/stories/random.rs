@@ -80,6 +80,7 @@ impl World {
             stream_bytes_min: 400,
             merged_bytes_max: 200_000,
             stall: 1_000_000,
+            long_reply_bytes: 5_000,
             ..Limits::default()
         };
         let mut engine = Engine::new(limits);
@@ -330,6 +331,7 @@ impl pretend::World for World {
                 self.servers.get_mut(&id.index()).unwrap().read = true;
             }
             Action::Refresh { .. } => unreachable!("there is no cluster"),
+            Action::Unread { .. } => assert!(self.faults, "all read"),
         }
     }
 }

@@ -197,7 +197,10 @@ impl World {
                     self.engine.forget_conn(id);
                 }
                 Action::Refresh { .. } if self.rng.below(3) == 0 => self.tell(),
-                Action::Refresh { .. } | Action::ReadClient(_) | Action::ReadConn(_) => {}
+                Action::Refresh { .. }
+                | Action::ReadClient(_)
+                | Action::ReadConn(_)
+                | Action::Unread { .. } => {}
                 Action::CloseClient(_) => panic!("nobody asked for it"),
             }
         }

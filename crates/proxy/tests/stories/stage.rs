@@ -17,6 +17,12 @@ pub struct Stage {
     received: BTreeMap<usize, Vec<u8>>,
     /// Clients that are not to be read.
     held: BTreeSet<usize>,
+    /// Clients that take nothing.
+    pub deaf: BTreeSet<usize>,
+    /// Clients that were closed because of that.
+    pub unread: Vec<ClientId>,
+    /// Connections that are not to be read.
+    pub stalled: BTreeSet<usize>,
 }
 
 /// A connection to a server.
@@ -47,6 +53,9 @@ impl Stage {
             conns: BTreeMap::new(),
             received: BTreeMap::new(),
             held: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            unread: Vec::new(),
+            stalled: BTreeSet::new(),
         }
     }
 
@@ -84,7 +93,10 @@ impl Stage {
 
     /// A server says something.
     pub fn tell(&mut self, conn: usize, bytes: &[u8]) {
-        assert!(self.engine.conn_bytes(self.conns[&conn].id, bytes));
+        assert!(!self.stalled.contains(&conn));
+        if !self.engine.conn_bytes(self.conns[&conn].id, bytes) {
+            self.stalled.insert(conn);
+        }
         self.settle();
     }
 
@@ -132,7 +144,10 @@ impl Stage {
                 }
             }
             while let Some(id) = self.engine.next_client_to_write() {
-                let bytes = self.engine.client_output(id).to_vec();
+                let mut bytes = self.engine.client_output(id).to_vec();
+                if self.deaf.contains(&id.index()) {
+                    bytes.clear();
+                }
                 self.received.entry(id.index()).or_default().extend(&bytes);
                 self.engine.client_wrote(id, bytes.len());
             }
@@ -145,13 +160,18 @@ impl Stage {
                     }
                     Action::CloseConn(id) => {
                         self.conns.remove(&id.index());
+                        self.stalled.remove(&id.index());
                         self.engine.forget_conn(id);
                     }
                     Action::CloseClient(id) => self.engine.client_gone(id),
                     Action::ReadClient(id) => {
                         self.held.remove(&id.index());
                     }
-                    Action::ReadConn(_) | Action::Refresh { .. } => {}
+                    Action::ReadConn(id) => {
+                        self.stalled.remove(&id.index());
+                    }
+                    Action::Unread { client, .. } => self.unread.push(client),
+                    Action::Refresh { .. } => {}
                 }
             }
         }
