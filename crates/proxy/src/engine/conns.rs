@@ -374,6 +374,7 @@ impl Engine {
         for id in std::mem::take(&mut self.core.postponed) {
             self.continue_transaction(id);
             self.continue_blocked(id);
+            self.continue_asked(id);
         }
     }
 

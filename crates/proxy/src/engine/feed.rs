@@ -2,15 +2,16 @@
 //! when one is lost.
 
 use super::{
-    ClientId, ConnId, Engine,
+    ClientId, ConnId, Core, Engine,
     client::Client,
     error,
+    private::DELAY,
     replies::Read,
     reply::Scan,
     request::number,
     server::{Kind, Pending, Role},
     slab::Id,
-    subscription::{ADRIFT_MAX, Sort, push_notice},
+    subscription::{ADRIFT_MAX, Place, Sort, push_notice},
     transaction::MOVES_MAX,
 };
 
@@ -28,6 +29,18 @@ fn bulk(frame: &[u8], at: usize) -> Option<(&[u8], usize)> {
     }
     let (length, start) = number(frame, at + 1).ok()??;
     Some((frame.get(start..start + length)?, start + length + 2))
+}
+
+impl Core {
+    /// Sends a request to subscribe once more.
+    fn ask_again(&mut self, place: Place, sort: Sort, name: &[u8], asked: &Pending) {
+        let from = (asked.client, asked.number);
+        self.put_words(place.conn, from, sort.subscribe(), name, Role::Subscribing);
+        let conn = self.conns.get_mut(place.conn);
+        if let Some(sent) = conn.and_then(|conn| conn.pending.back_mut()) {
+            (sent.at, sent.tries) = (asked.at, asked.tries.saturating_add(1));
+        }
+    }
 }
 
 impl Engine {
@@ -216,26 +229,75 @@ impl Engine {
     ) -> bool {
         let Some(elsewhere) = self.core.elsewhere(id, error) else { return false };
         let Some(client) = self.clients.get_mut(owner) else { return false };
-        let tried = pending.tries > MOVES_MAX;
-        let Ok(place) = self.core.feed(owner, client, elsewhere.server) else { return false };
-        let request = client.subscriptions_mut().and_then(|all| all.request.as_mut());
-        let Some(asked) = request.filter(|asked| asked.number == pending.number && !tried) else {
+        if self.core.time_is_up(client.pool, pending) {
             return false;
+        }
+        let place = if pending.tries > MOVES_MAX {
+            None
+        } else {
+            self.core.feed(owner, client, elsewhere.server).ok()
         };
+        let Some(all) = client.subscriptions_mut() else { return false };
+        let request = all.request.as_mut().filter(|asked| asked.number == pending.number);
+        let Some(asked) = request else { return false };
         // They are answered in order, and all of them in the same way: the first that is still
         // carried there is meant.
         let mut topics = asked.topics.iter_mut();
         let topic = topics.find(|(_, places)| places.iter().any(|each| each.conn == id));
         let Some((name, places)) = topic else { return false };
-        *places = vec![place];
-        let (name, verb) = (name.clone(), asked.sort.subscribe());
-        self.core.put_words(place.conn, (owner, pending.number), verb, &name, Role::Subscribing);
-        if let Some(sent) =
-            self.core.conns.get_mut(place.conn).and_then(|conn| conn.pending.back_mut())
-        {
-            sent.tries = pending.tries + 1;
+        let (name, sort) = (name.clone(), asked.sort);
+        if let Some(place) = place {
+            *places = vec![place];
+            self.core.ask_again(place, sort, &name, pending);
+        } else {
+            *places = vec![Place { server: elsewhere.server, conn: Id::nobody() }];
+            all.postponed.push((self.core.now + DELAY, *pending, name));
+            self.core.postponed.push(owner);
         }
         true
+    }
+
+    /// Goes on with what of a request to subscribe waited for its slot to settle.
+    pub(super) fn continue_asked(&mut self, owner: ClientId) {
+        let Some(client) = self.clients.get_mut(owner) else { return };
+        let Some(all) = client.subscriptions_mut() else { return };
+        let mut failed = Vec::new();
+        for (due, pending, name) in std::mem::take(&mut all.postponed) {
+            let Some(all) = client.subscriptions_mut() else { break };
+            let Some(asked) = &all.request else { break };
+            if asked.number != pending.number {
+                continue;
+            }
+            let sort = asked.sort;
+            if due <= self.core.now {
+                let server = self.core.carriers(client, sort, &name, None).first().copied();
+                let place = server.map(|server| self.core.feed(owner, client, server));
+                if let Some(Ok(place)) = place {
+                    let asked = client.subscriptions_mut().and_then(|all| all.request.as_mut());
+                    let topics = asked.into_iter().flat_map(|asked| &mut asked.topics);
+                    for (_, places) in topics.filter(|(of, _)| *of == name) {
+                        *places = vec![place];
+                    }
+                    self.core.ask_again(place, sort, &name, &pending);
+                    continue;
+                }
+                self.core.want_refresh(client.pool);
+                if self.core.time_is_up(client.pool, &pending) {
+                    failed.push(pending);
+                    continue;
+                }
+            }
+            let Some(all) = client.subscriptions_mut() else { break };
+            all.postponed.push((
+                if due > self.core.now { due } else { self.core.now + DELAY },
+                pending,
+                name,
+            ));
+            self.core.postponed.push(owner);
+        }
+        for pending in failed {
+            self.confirmed(owner, &pending, Some(error::SESSION_LOST));
+        }
     }
 
     /// What another connection carried is carried again.

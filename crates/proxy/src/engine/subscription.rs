@@ -15,7 +15,7 @@ use super::{
     client::{Awaited, Client, Works},
     dispatch::{Outcome, Request},
     identity::push_bulk,
-    server::Role,
+    server::{Pending, Role},
     slab::Id,
     split::push_number,
 };
@@ -64,6 +64,8 @@ pub(super) struct Subscriptions {
     feeds: Vec<Place>,
     /// The request that the servers have not confirmed yet.
     pub request: Option<Asked>,
+    /// What of it waits for its slot to settle, until then.
+    pub postponed: Vec<(Micros, Pending, Box<[u8]>)>,
     /// What is subscribed to again, in the order in which each feed was asked.
     pub renewed: Vec<(ConnId, Sort, Box<[u8]>)>,
     /// Since when something is carried by nobody.

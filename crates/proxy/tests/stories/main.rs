@@ -1,5 +1,5 @@
 //! The engine between pretend clients and pretend servers, in random order. A failing seed is
-//! printed, and replays with SEED=.
+//! printed, and replays with SEED=; SEEDS= says how many are tried.
 
 mod cluster;
 mod pretend;
@@ -12,3 +12,4 @@ mod settings;
 mod slow_log;
 mod stage;
 mod stalls;
+mod subscriptions;

@@ -8,6 +8,7 @@ use proxy::{
     route::{Address, Primary, Route, Slots, Topology},
 };
 
+/// Where the environment doesn't say how many.
 const SEEDS: u64 = 256;
 pub const STEPS: usize = 3_000;
 
@@ -231,9 +232,10 @@ pub fn word(out: &mut Vec<u8>, word: &[u8]) {
 /// Tells the story of each seed, which counts what happened in it; of the seed in SEED alone, where
 /// it is set. What happens less often than `least` in all of them says little.
 pub fn tell<const N: usize>(least: [usize; N], story: impl Fn(u64) -> [usize; N] + RefUnwindSafe) {
-    let only: Option<u64> = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let (only, seeds) = (number("SEED"), number("SEEDS").unwrap_or(SEEDS));
     let mut total = [0; N];
-    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
+    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
         match std::panic::catch_unwind(|| story(seed)) {
             Ok(counts) => total.iter_mut().zip(counts).for_each(|(total, count)| *total += count),
             Err(panic) => {
