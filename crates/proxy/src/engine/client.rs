@@ -110,6 +110,9 @@ pub(super) enum Awaited {
 
 /// Larger buffers are not recycled.
 const RECYCLED_BYTES_MAX: usize = 16 << 10;
+/// Nor those of more than so many, where larger than this.
+const RECYCLED_LARGE_MAX: usize = 32;
+const RECYCLED_SMALL_BYTES_MAX: usize = 2 << 10;
 /// More are not kept for recycling.
 const RECYCLED_MAX: usize = 256;
 /// Replies that were parked and used are swept out when they are more than the others and this.
@@ -141,12 +144,17 @@ impl Works {
         work.progress = Progress::default();
         work.parked_live = 0;
         work.streamed = None;
+        let bytes_max = if self.spare.len() < RECYCLED_LARGE_MAX {
+            RECYCLED_BYTES_MAX
+        } else {
+            RECYCLED_SMALL_BYTES_MAX
+        };
         for buffer in [&mut work.query, &mut work.parked, work.output.bytes()] {
-            if buffer.capacity() > RECYCLED_BYTES_MAX {
+            if buffer.capacity() > bytes_max {
                 *buffer = Vec::new();
             }
         }
-        if work.ring.capacity() * size_of::<Awaited>() > RECYCLED_BYTES_MAX {
+        if work.ring.capacity() * size_of::<Awaited>() > bytes_max {
             work.ring = VecDeque::new();
         }
         self.spare.push(work);
@@ -263,7 +271,7 @@ impl Client {
         let index = number.wrapping_sub(self.head) as usize;
         match work.ring.get_mut(index) {
             Some(Awaited::Reply) if index == 0 => {
-                work.output.bytes().extend_from_slice(reply);
+                work.output.push(reply);
                 work.ring.pop_front();
                 self.head = self.head.wrapping_add(1);
                 if !work.ring.is_empty() {
@@ -296,7 +304,7 @@ impl Client {
     pub(super) fn answer_part(&mut self, bytes: &[u8]) {
         if let Some(work) = self.work.as_deref_mut() {
             work.in_reply = true;
-            work.output.bytes().extend_from_slice(bytes);
+            work.output.push(bytes);
         }
     }
 
@@ -309,7 +317,7 @@ impl Client {
                 Awaited::Parked { start, end } => {
                     let reply = work.parked.get(start as usize..end as usize).unwrap_or_default();
                     work.parked_live -= reply.len();
-                    work.output.bytes().extend_from_slice(reply);
+                    work.output.push(reply);
                 }
                 Awaited::Split(id) => {
                     if !splits.get(id).is_none_or(Split::is_whole) {

@@ -13,12 +13,40 @@ pub struct Output {
 
 /// A buffer larger than this is given back to the allocator once it is empty.
 const KEPT_BYTES_MAX: usize = 64 << 10;
+/// One that is larger than this grows by so much, not to the double: at once to what a client may
+/// have waiting mostly, so that nothing is copied meanwhile; what isn't used costs no memory.
+const DOUBLED_BYTES_MAX: usize = 512 << 10;
+const GROWTH_BYTES: usize = 3 << 20;
 
 impl Output {
     /// Where to append.
     #[inline]
     pub fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
+    }
+
+    /// Appends what may be much.
+    #[inline]
+    pub fn push(&mut self, bytes: &[u8]) {
+        let room = self.bytes.capacity() - self.bytes.len();
+        if room < bytes.len() && self.bytes.len() >= DOUBLED_BYTES_MAX {
+            self.make_room(bytes.len());
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    #[cold]
+    fn make_room(&mut self, count: usize) {
+        self.drop_front();
+        if self.bytes.capacity() - self.bytes.len() < count {
+            self.bytes.reserve_exact(count.max(GROWTH_BYTES));
+        }
+    }
+
+    fn drop_front(&mut self) {
+        self.bytes.drain(..self.start);
+        self.sent -= self.start;
+        self.start = 0;
     }
 
     /// Not written yet.
@@ -50,9 +78,7 @@ impl Output {
         if self.start == self.bytes.len() {
             self.clear();
         } else if self.start >= KEPT_BYTES_MAX && self.start >= self.bytes.len() / 2 {
-            self.bytes.drain(..self.start);
-            self.sent -= self.start;
-            self.start = 0;
+            self.drop_front();
         }
     }
 
@@ -125,5 +151,22 @@ mod tests {
             assert_eq!(output.unsent(), [number as u8; 100]);
         }
         assert!(output.capacity() < 4 * KEPT_BYTES_MAX, "{}", output.capacity());
+    }
+
+    #[test]
+    fn much_takes_hardly_more_than_it_is() {
+        let mut output = Output::default();
+        let piece = vec![7; 100_000];
+        for number in 1..=50 {
+            output.push(&piece);
+            assert_eq!(output.unsent_len(), number * piece.len());
+            assert!(output.capacity() <= number * piece.len() + GROWTH_BYTES);
+        }
+        // What was written makes room before more is taken.
+        output.wrote_and_done(20 * piece.len());
+        let before = output.capacity();
+        (0..20).for_each(|_| output.push(&piece));
+        assert_eq!((output.capacity(), output.unsent_len()), (before, 50 * piece.len()));
+        assert!(output.unsent().iter().all(|byte| *byte == 7));
     }
 }

@@ -93,7 +93,10 @@ impl Engine {
                 return false;
             }
             _ if conn.dead => return false,
-            Read::Upto(_) if held.is_empty() => conn.held = Vec::new(),
+            Read::Upto(_) if held.is_empty() => {
+                conn.held = Vec::new();
+                conn.rest();
+            }
             Read::Upto(_) => conn.held = held,
             Read::Stalled(_) => {
                 conn.held = held;
@@ -186,7 +189,7 @@ impl Engine {
     /// it is not this reply's turn?
     #[inline]
     fn must_wait(&self, pending: &Pending) -> bool {
-        let hard = self.core.limits.waiting_bytes_hard;
+        let hard = self.core.limits.full_bytes();
         self.clients.get(pending.client).is_some_and(|client| {
             client.bytes_waiting() >= hard
                 && (client.bytes_unsent() >= hard || !client.is_next(pending.number))
@@ -197,7 +200,7 @@ impl Engine {
     pub(super) fn is_full(&self, client: ClientId) -> bool {
         self.clients
             .get(client)
-            .is_some_and(|client| client.bytes_unsent() >= self.core.limits.waiting_bytes_hard)
+            .is_some_and(|client| client.bytes_unsent() >= self.core.limits.full_bytes())
     }
 
     #[cold]

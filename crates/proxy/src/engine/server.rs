@@ -5,6 +5,9 @@ use std::{collections::VecDeque, sync::Arc};
 use super::{ClientId, Micros, Turn, output::Output, reply::Framer, slab::Id};
 use crate::{counters::ServerCounters, route::Address};
 
+/// Room for so many requests is kept when there are none.
+const KEPT_PENDING_MAX: usize = 1024;
+
 /// Names a connection to a server.
 pub type ConnId = Id<Conn>;
 
@@ -196,6 +199,14 @@ impl Conn {
         if !self.dirty {
             self.dirty = true;
             turn.dirty_conns.push(id);
+        }
+    }
+
+    /// Gives back what it needed for more requests than there mostly are, if there are none.
+    #[inline]
+    pub(super) fn rest(&mut self) {
+        if self.pending.capacity() > KEPT_PENDING_MAX && self.pending.is_empty() {
+            self.pending = VecDeque::new();
         }
     }
 

@@ -42,6 +42,15 @@ pub struct Limits {
     pub quota: Option<Arc<Quota>>,
 }
 
+impl Limits {
+    /// A client with so many bytes waiting is given no more: what has been read for it already, and
+    /// the room that its buffer grew ahead, add to them.
+    #[inline]
+    pub(super) fn full_bytes(&self) -> usize {
+        self.waiting_bytes_hard - self.waiting_bytes_hard / 4
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

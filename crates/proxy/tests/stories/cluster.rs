@@ -68,7 +68,7 @@ impl World {
         let mut limits = Limits { outstanding_max: 50, ..Limits::default() };
         if slow {
             // More than what a client has asked can be, or they would wait for each other.
-            (limits.outstanding_max, limits.waiting_bytes_hard) = (10, 600);
+            (limits.outstanding_max, limits.waiting_bytes_hard) = (10, 800);
             limits.stall_shared = limits.stall;
         }
         let mut engine = Engine::new(limits);
