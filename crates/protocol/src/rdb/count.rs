@@ -73,12 +73,13 @@ fn header(cursor: &mut Cursor<'_>, at: usize, bytes: usize) -> Result<Option<u64
     const HEADER_MAX: usize = 16;
     let fault = Fault::Expected("packed elements");
     let text = cursor.text()?;
-    let mut unpacked;
+    let unpacked;
     let start = match text {
         Text::Plain(bytes) => bytes,
-        Text::Packed { packed, length } => {
-            unpacked = lzf::Stream::new(packed.len() as u64, length as u64);
-            unpacked.unpack(packed, HEADER_MAX)?.1
+        Text::Packed { packed, .. } => {
+            let (first, length) = lzf::first::<HEADER_MAX>(packed)?;
+            unpacked = first;
+            unpacked.get(..length).unwrap_or_default()
         }
         Text::Integer(_) => return Err(fault.into()),
     };

@@ -34,6 +34,27 @@ pub fn decompress(packed: &[u8], length: usize) -> Result<Vec<u8>, Fault> {
     if rest.is_empty() && out.len() == length { Ok(out) } else { Err(FAULT) }
 }
 
+/// The first bytes of what `packed` stands for, and how many there are of them.
+pub(super) fn first<const N: usize>(packed: &[u8]) -> Result<([u8; N], usize), Fault> {
+    let mut out = [0; N];
+    let (mut filled, mut rest) = (0, packed);
+    while let Some((token, used)) = Token::read(rest).filter(|_| filled < N) {
+        for at in 0..token.length().min(N - filled) {
+            let byte = match token {
+                Token::Literals(bytes) => bytes.get(at),
+                Token::Copy { distance, .. } => {
+                    filled.checked_sub(distance).and_then(|from| out.get(from))
+                }
+            };
+            let byte = *byte.ok_or(FAULT)?;
+            *out.get_mut(filled).ok_or(FAULT)? = byte;
+            filled += 1;
+        }
+        rest = rest.get(used..).unwrap_or_default();
+    }
+    Ok((out, filled))
+}
+
 enum Token<'a> {
     Literals(&'a [u8]),
     Copy { distance: usize, length: usize },
@@ -182,6 +203,9 @@ mod tests {
     fn unpacks() {
         let check = |packed: &[u8], expected: &[u8]| {
             assert_eq!(decompress(packed, expected.len()).as_deref(), Ok(expected), "{packed:?}");
+            let (start, length) = first::<6>(packed).unwrap();
+            assert_eq!(start.get(..length), expected.get(..length), "{packed:?}");
+            assert_eq!(length, expected.len().min(6), "{packed:?}");
         };
         check(b"", b"");
         check(b"\x02abc", b"abc");
@@ -203,6 +227,7 @@ mod tests {
         check(b"\x00a\x20\x01", 4);
         check(b"\x00a\xe0", 20);
         check(b"\x00a", usize::MAX);
+        assert_eq!(first::<6>(b"\x00a\x20\x01"), Err(FAULT));
     }
 
     #[test]
