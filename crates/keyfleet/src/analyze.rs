@@ -161,7 +161,6 @@ struct Large {
 }
 
 struct Survey {
-    total: Sum,
     commands: u64,
     /// In the order of [`Encoding::ALL`].
     encodings: [Sum; Encoding::ALL.len()],
@@ -183,7 +182,6 @@ struct Survey {
 impl Survey {
     fn new() -> Self {
         Self {
-            total: Sum::default(),
             commands: 0,
             encodings: [Sum::default(); Encoding::ALL.len()],
             told: BTreeMap::new(),
@@ -220,7 +218,6 @@ impl Survey {
 
     /// Counts a key for everything but its type and encoding.
     fn count(&mut self, name: &[u8], db: u64, data_type: &str, left_ms: Option<u64>, sum: Sum) {
-        self.total.add(sum);
         if db != self.db.0 {
             self.end_db(db);
         }
@@ -279,6 +276,8 @@ impl Survey {
             types.entry(data_type).or_insert_with(Sum::default).add(sum);
             encodings.insert(name, sum);
         }
+        let mut total = Sum::default();
+        self.left.iter().for_each(|sum| total.add(*sum));
         let left = LEFT.iter().map(|(left, _)| *left).chain(["no end"]).zip(self.left);
         let (prefixes, prefix_error_bytes) = self.prefixes.heaviest(PREFIXES);
         let biggest: Vec<Biggest> =
@@ -286,7 +285,7 @@ impl Survey {
         Report {
             files,
             live: None,
-            total: self.total,
+            total,
             expired: self.left.first().map_or(0, |sum| sum.keys),
             commands: self.commands,
             types,

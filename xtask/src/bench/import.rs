@@ -233,7 +233,7 @@ pub(super) fn watched(command: &mut Command) -> Result<Used> {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
         peak_bytes = peak_bytes.max(peak.unwrap_or_default() << 10);
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
