@@ -1,6 +1,15 @@
 //! The fleet's proxies: started, guarded, changed and stopped with their cluster.
 
-use std::{fs, net::SocketAddr, os::unix::net::UnixStream, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use fleet::model::ProxyName;
 use protocol::Value;
@@ -163,4 +172,96 @@ async fn a_taken_port_is_named() {
     drop(taken);
     fleet.up().await;
     check_serves(port);
+}
+
+/// Clients that come while another process takes a proxy's place, again and again: each counts one up.
+/// How often it was counted.
+fn come_and_count(port: u16, goes_on: &AtomicBool) -> i64 {
+    let mut counted = 0_i64;
+    while goes_on.load(Ordering::Relaxed) {
+        let mut client = Wire::open(local(port)).unwrap();
+        let answer = client.call(&[b"INCR", b"count"]).unwrap();
+        counted += 1;
+        assert_eq!(answer, Value::Integer(counted));
+    }
+    counted
+}
+
+/// Where a proxy has to be another process, nobody is refused and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_takes_a_proxys_place() {
+    let (port, metrics) = (free_port().unwrap(), free_port().unwrap());
+    let edge = |keys: &str| {
+        let listen = format!("listen: [\"127.0.0.1:{port}\", ./edge.sock]");
+        spec(&[format!("edge: {{cluster: main, {listen}, drain: 1s, {keys}}}")])
+    };
+    let fleet = TestFleet::new(&edge(&format!("metrics: \"127.0.0.1:{metrics}\"")));
+    fleet.up().await;
+    check_serves(port);
+    let name = ProxyName::new("edge");
+    let mut client = Wire::open(local(port)).unwrap();
+    let ping = |client: &mut Wire| client.call(&[b"PING"]).unwrap();
+    assert_eq!(ping(&mut client), Value::Simple("PONG".into()));
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let counting = std::thread::spawn({
+        let goes_on = Arc::clone(&goes_on);
+        move || come_and_count(port, &goes_on)
+    });
+    let others = [
+        format!("metrics: \"127.0.0.1:{metrics}\", threads: 2"),
+        format!("metrics: \"127.0.0.1:{metrics}\", threads: 2, slow-log: 1s"),
+        "read-from: replica, lag-max: 5s, hot-keys: 1".to_owned(),
+    ];
+    for keys in others {
+        let before = fleet.proxy_pid(&name).unwrap();
+        fleet.edit(&edge(&keys));
+        fleet.up().await;
+        fleet.expect_empty_plan().await;
+        assert_ne!(fleet.proxy_pid(&name), Some(before));
+        assert!(UnixStream::connect(fleet.directory().join("edge.sock")).is_ok());
+        assert_eq!(refuses(metrics), !keys.contains("metrics"), "{keys}");
+    }
+    goes_on.store(false, Ordering::Relaxed);
+    let counted = counting.join().unwrap();
+    assert!(counted > 20, "{counted} clients say little");
+    let mut last = Wire::open(local(port)).unwrap();
+    let value = last.call(&[b"GET", b"count"]).unwrap();
+    assert_eq!(value, Value::Bulk(counted.to_string().as_bytes().into()));
+
+    // One that can't be what it is to be leaves the other where it is.
+    let before = fleet.proxy_pid(&name).unwrap();
+    fleet.edit(&edge("users: users.yaml"));
+    let ended = fleet.run(&["up", "--no-guard"]).await.expect_failure();
+    assert!(ended.stderr.contains("users.yaml"), "{ended:?}");
+    check_serves(port);
+    assert_eq!(fleet.proxy_pid(&name), Some(before));
+    fs::write(fleet.directory().join("users.yaml"), "users: {app: {password: one}}\n").unwrap();
+    fleet.up().await;
+    fleet.expect_empty_plan().await;
+    let mut app = Wire::open(local(port)).unwrap();
+    let answer = app.call(&[b"AUTH", b"app", b"one"]).unwrap();
+    assert_eq!(answer, Value::Simple("OK".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_learns_the_clusters_new_password() {
+    let port = free_port().unwrap();
+    let line = format!("edge: {{cluster: main, listen: \"127.0.0.1:{port}\", drain: 1s}}");
+    let lines = vec!["users: {default: {password: {file: word}, rules: \"+@all ~* &*\"}}"];
+    let fleet = TestFleet::empty();
+    let word = |word: &str| fs::write(fleet.directory().join("word"), word).unwrap();
+    word("first");
+    fleet.edit(&Spec { lines, ..spec(&[line]) });
+    fleet.up().await;
+    let says = |word: &str| {
+        let mut client = Wire::open(local(port)).unwrap();
+        let ok = client.call(&[b"AUTH", word.as_bytes()]).unwrap();
+        (ok == Value::Simple("OK".into())).then(|| client.call(&[b"SET", b"a", b"1"]).unwrap())
+    };
+    assert_eq!(says("first"), Some(Value::Simple("OK".into())));
+    word("second");
+    fleet.up().await;
+    fleet.expect_empty_plan().await;
+    assert_eq!(says("second"), Some(Value::Simple("OK".into())));
+    assert_eq!(says("first"), None);
 }

@@ -7,7 +7,7 @@ use protocol::{Engine, NodeId, SlotSet};
 use serde::Serialize;
 
 use crate::model::{
-    Bytes, ClusterName, HostId, NodeName, Ports, ProxyAddress, ProxyName, ProxyService,
+    Bytes, ClusterName, HostId, NodeName, Ports, ProxyAddress, ProxyName, ProxyService, ProxyStart,
 };
 
 /// Everything that was seen. `at_ms` is the observer's clock, milliseconds since the Unix epoch.
@@ -55,9 +55,13 @@ pub struct ProxyView {
     pub cluster: ClusterName,
     /// Where it listens for clients without TLS.
     pub listen: Vec<ProxyAddress>,
-    pub threads: u32,
+    #[serde(flatten)]
+    pub start: ProxyStart,
     #[serde(flatten)]
     pub service: ProxyService,
+    /// The cluster's password is another one than it was started with.
+    #[serde(skip)]
+    pub stale_password: bool,
     /// None where it wasn't asked, or said nothing.
     pub figures: Option<ProxyFigures>,
 }

@@ -32,10 +32,10 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     admin_client::{ClientError, Commands, Login, Pool},
     execute::loaded_acl,
-    node_files::{NODE_CONF, NODES_CONF, Place, acl_digest, users_acl},
+    node_files::{NODE_CONF, NODES_CONF, Place, acl_digest, default_password, users_acl},
     proxy::kept::{self, State},
     runtimes::process::{self, Found},
-    secrets::OWN_USER,
+    secrets::{OWN_USER, Secret, resolve},
     store::{self, Store, StoreError},
 };
 
@@ -153,7 +153,7 @@ impl Observer {
             }
         }
         self.remember(&mut nodes, started);
-        let proxies = self.proxies(proof)?;
+        let proxies = self.proxies(fleet, proof)?;
         let hosts =
             fleet.hosts.iter().map(|(id, host)| (id.clone(), host_view(host.address, &nodes)));
         let mut observed =
@@ -163,7 +163,11 @@ impl Observer {
     }
 
     /// The proxies that were started once.
-    fn proxies(&self, proof: bool) -> Result<BTreeMap<ProxyName, ProxyView>, StoreError> {
+    fn proxies(
+        &self,
+        fleet: &Fleet,
+        proof: bool,
+    ) -> Result<BTreeMap<ProxyName, ProxyView>, StoreError> {
         let directory = self.store.proxies_dir();
         let names = self.store.proxies()?;
         if names.is_empty() {
@@ -179,8 +183,17 @@ impl Observer {
                 false if proof => Process::Gone,
                 false => Process::Unknown,
             };
-            let State { cluster, listen, threads, service, .. } = state;
-            let view = ProxyView { process, cluster, listen, threads, service, figures: None };
+            let State { cluster, listen, start, service, password, .. } = state;
+            // Where it can't be had now, nothing is stale.
+            let wanted = fleet.clusters.get(&cluster).and_then(|cluster| {
+                let source = default_password(fleet, cluster);
+                resolve(&self.store, &cluster.name, "default", &source).ok()
+            });
+            let stale_password = wanted
+                .is_some_and(|wanted| wanted.as_ref().map(Secret::expose) != password.as_deref());
+            let figures = None;
+            let view =
+                ProxyView { process, cluster, listen, start, service, stale_password, figures };
             proxies.insert(name, view);
         }
         Ok(proxies)

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterName, ProxyName};
@@ -13,9 +14,58 @@ pub struct Proxy {
     pub cluster: ClusterName,
     /// Where clients connect without TLS; never empty.
     pub listen: Vec<Listen>,
+    pub start: ProxyStart,
+    pub service: ProxyService,
+}
+
+/// What a proxy is from its start: where it changes, another process takes its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStart {
     /// Each has connections of its own to the servers.
     pub threads: u32,
-    pub service: ProxyService,
+    pub read_from: ReadFrom,
+    /// How old what a replica shows may be, in seconds.
+    pub lag_max_s: u32,
+    /// Where the proxy is, for [`ReadFrom::SameZone`].
+    pub zone: Option<String>,
+    /// The file of its own users; a relative path begins at the spec's directory.
+    pub users: Option<String>,
+    /// Requests that take so long are noted, in milliseconds.
+    pub slow_log_ms: u64,
+    /// One request in so many is looked at for hot and large keys; None: none is.
+    pub hot_keys: Option<u32>,
+    /// What all clients together may ask a second; None: as much as they like.
+    pub requests_per_second: Option<u32>,
+    /// Bytes a second, of requests and replies of all clients together; None: any number.
+    pub bytes_per_second: Option<u64>,
+    /// Clients come through load balancers that say whose a connection is (PROXY protocol).
+    pub proxy_protocol: bool,
+}
+
+impl ProxyStart {
+    /// One thread that reads from primaries and serves whoever comes.
+    pub const PLAIN: Self = Self {
+        threads: 1,
+        read_from: ReadFrom::Primary,
+        lag_max_s: 10,
+        zone: None,
+        users: None,
+        slow_log_ms: 10,
+        hot_keys: None,
+        requests_per_second: None,
+        bytes_per_second: None,
+        proxy_protocol: false,
+    };
+}
+
+/// Where a proxy's reads go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadFrom {
+    Primary,
+    Replica,
+    SameZone,
+    Nearest,
 }
 
 /// Where a proxy takes connections.

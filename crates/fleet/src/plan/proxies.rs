@@ -1,10 +1,10 @@
-//! Proxies: one process each, started when their cluster has slots, told where the spec wants them
-//! otherwise, and started anew where a running one can't become so. They hold nothing, so nothing is
-//! to be handed over.
+//! Proxies: one process each, started when their cluster has slots, and told where the spec wants them
+//! otherwise: where a running one can't become so, another takes its place. They hold nothing, so nothing
+//! but their sockets is to be handed over.
 
 use super::{Draft, View};
 use crate::{
-    model::{Fleet, Proxy, ProxyAddress, ProxyService},
+    model::{Fleet, Proxy, ProxyStart},
     observed::{Observed, Process, ProxyView},
     step::Action,
 };
@@ -20,8 +20,6 @@ pub(super) fn keep(fleet: &Fleet, observed: &Observed, view: &View<'_>, draft: &
         if let Some(seen) = running {
             if view.spec.stopped {
                 draft.step(Action::StopProxy { proxy: name() }, "the cluster is to be stopped");
-            } else if let Some(why) = another(proxy, seen) {
-                draft.step(Action::StopProxy { proxy: name() }, why);
             } else if let Some(why) = otherwise(proxy, seen) {
                 draft.step(Action::ChangeProxy { proxy: name() }, why);
             }
@@ -39,32 +37,18 @@ pub(super) fn keep(fleet: &Fleet, observed: &Observed, view: &View<'_>, draft: &
     }
 }
 
-/// What the spec wants that only another process can be.
-fn another(proxy: &Proxy, seen: &ProxyView) -> Option<String> {
-    if seen.cluster != proxy.cluster {
-        Some(format!("it is to serve {} instead of {}", proxy.cluster, seen.cluster))
-    } else if seen.threads != proxy.threads {
-        Some(format!("it is to have {} threads instead of {}", proxy.threads, seen.threads))
-    } else {
-        // A place can't be held twice.
-        let tls = |service: &ProxyService| service.tls.as_ref().map(|tls| tls.listen);
-        let (wanted, now) = (tls(&proxy.service), tls(&seen.service));
-        let plain = |address| ProxyAddress::Tcp(address);
-        let sealed = wanted.filter(|address| seen.listen.contains(&plain(*address)));
-        let opened = now.filter(|address| {
-            proxy.listen.iter().any(|listen| listen.explicit && listen.address == plain(*address))
-        });
-        let place = sealed.or(opened)?;
-        Some(format!("{place} is to be {} TLS", if sealed.is_some() { "with" } else { "without" }))
-    }
-}
-
-/// What the spec wants otherwise of a proxy that goes on.
+/// What the spec wants otherwise of a proxy that runs.
 fn otherwise(proxy: &Proxy, seen: &ProxyView) -> Option<String> {
     let (wanted, now) = (&proxy.service, &seen.service);
     let listens = proxy.listen.len() == seen.listen.len()
         && proxy.listen.iter().all(|listen| seen.listen.iter().any(|at| listen.allows(at)));
-    if !listens {
+    if seen.cluster != proxy.cluster {
+        Some(format!("it is to serve {} instead of {}", proxy.cluster, seen.cluster))
+    } else if seen.start != proxy.start {
+        Some(settled(&proxy.start, &seen.start))
+    } else if seen.stale_password {
+        Some("the cluster's password changed".to_owned())
+    } else if !listens {
         let places = proxy.listen.iter().map(|listen| listen.address.to_string());
         Some(format!("it is to listen at {}", places.collect::<Vec<_>>().join(", ")))
     } else if wanted.tls != now.tls {
@@ -90,4 +74,23 @@ fn otherwise(proxy: &Proxy, seen: &ProxyView) -> Option<String> {
     } else {
         None
     }
+}
+
+/// What differs of what is settled when a proxy starts.
+fn settled(wanted: &ProxyStart, now: &ProxyStart) -> String {
+    if wanted.threads != now.threads {
+        return format!("it is to have {} threads instead of {}", wanted.threads, now.threads);
+    }
+    let what = [
+        ("where reads go", wanted.read_from != now.read_from),
+        ("how old what replicas show may be", wanted.lag_max_s != now.lag_max_s),
+        ("its zone", wanted.zone != now.zone),
+        ("the file of its users", wanted.users != now.users),
+        ("what is slow", wanted.slow_log_ms != now.slow_log_ms),
+        ("how often it looks for hot keys", wanted.hot_keys != now.hot_keys),
+        ("whether load balancers say who clients are", wanted.proxy_protocol != now.proxy_protocol),
+    ];
+    let other = what.iter().find(|(_, differs)| *differs);
+    let what = other.map_or("what clients may ask a second", |(what, _)| *what);
+    format!("{what} is to change")
 }

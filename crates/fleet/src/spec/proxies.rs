@@ -6,16 +6,18 @@ use super::{
     check::{port_ranges, show},
     lower::{Draft, DraftCluster, within},
     quantity::Millis,
-    raw::{ClientAuth, ProxySpec, ProxyTlsSpec},
-    read::{At, Field, Reader, Reported, nearest_or_all},
+    raw::{ClientAuth, ProxyProtocol, ProxySpec, ProxyTlsSpec},
+    read::{At, Field, Place, Reader, Reported, nearest_or_all},
 };
 use crate::model::{
-    ClusterName, HostId, Listen, Proxy, ProxyAddress, ProxyName, ProxyService, ProxyTls,
+    ClusterName, HostId, Listen, Proxy, ProxyAddress, ProxyName, ProxyService, ProxyStart,
+    ProxyTls, ReadFrom,
 };
 
 const PORT: u16 = 6_379;
 const THREADS_MAX: u32 = 64;
 const DRAIN_MS_MAX: u64 = 600_000;
+const LAG_MAX_S: u32 = 3_600;
 /// A unix socket's path may have so many bytes (`sun_path` of unix(7), with its last 0).
 const PATH_BYTES_MAX: usize = 107;
 
@@ -24,7 +26,7 @@ pub struct DraftProxy {
     pub name: ProxyName,
     pub cluster: Option<ClusterName>,
     pub listen: Option<Vec<At<Listen>>>,
-    pub threads: Option<u32>,
+    pub start: Option<ProxyStart>,
     pub tls: Result<Option<At<ProxyTls>>, Reported>,
     pub metrics: Result<Option<At<SocketAddr>>, Reported>,
     pub clients_max: Result<Option<u32>, Reported>,
@@ -34,10 +36,11 @@ pub struct DraftProxy {
 impl DraftProxy {
     pub fn new(
         name: &At<String>,
-        spec: ProxySpec,
+        mut spec: ProxySpec,
         clusters: &[DraftCluster],
         reader: &mut Reader,
     ) -> Self {
+        let start = Self::start(&name.place, &mut spec, reader);
         let cluster = spec.cluster.given().and_then(|cluster| {
             let known = |known: &&DraftCluster| known.name.value.as_str() == cluster.value;
             if let Some(known) = clusters.iter().find(known) {
@@ -65,14 +68,7 @@ impl DraftProxy {
             }
             Field::Bad => None,
         };
-        let threads = spec.threads.or(1, &name.place);
-        let threads = within(threads, (1, THREADS_MAX), "threads", reader);
-        let clients_max = match spec.clients_max {
-            Field::Given(most) => {
-                within(Some(most), (1, u32::MAX), "clients-max", reader).map(Some).ok_or(Reported)
-            }
-            field => field.optional().map(|_| None),
-        };
+        let clients_max = count(spec.clients_max, "clients-max", reader);
         let drain = spec.drain.or(Millis(ProxyService::PLAIN.drain_ms), &name.place);
         let drain_ms = drain.and_then(|drain| {
             if drain.value.0 > DRAIN_MS_MAX {
@@ -84,15 +80,58 @@ impl DraftProxy {
             name: ProxyName::new(&name.value),
             cluster,
             listen,
-            threads: threads.map(|threads| threads.value),
+            start,
             tls: lower_tls(spec.tls, reader),
             metrics: match spec.metrics {
                 Field::Given(text) => address(text, reader).map(Some).ok_or(Reported),
                 field => field.optional().map(|_| None),
             },
-            clients_max: clients_max.map(|most| most.map(|most| most.value)),
+            clients_max,
             drain_ms,
         }
+    }
+
+    /// What is settled when it starts.
+    fn start(place: &Place, spec: &mut ProxySpec, reader: &mut Reader) -> Option<ProxyStart> {
+        let plain = ProxyStart::PLAIN;
+        let threads = take(&mut spec.threads).or(plain.threads, place);
+        let threads = within(threads, (1, THREADS_MAX), "threads", reader);
+        let read_from = take(&mut spec.read_from).or(plain.read_from, place);
+        let zone = take(&mut spec.zone);
+        if let (Some(At { value: ReadFrom::SameZone, place }), Field::Missing) = (&read_from, &zone)
+        {
+            let hint = "say where it is, as hosts name their zones: zone: a";
+            reader.error(place, "nobody knows the proxy's zone").hint(hint);
+            return None;
+        }
+        let lag_max = take(&mut spec.lag_max).or(Millis(u64::from(plain.lag_max_s) * 1_000), place);
+        let lag_max = lag_max.and_then(|lag| {
+            let seconds = u32::try_from(lag.value.0 / 1_000).ok();
+            let seconds = seconds.filter(|seconds| (1..=LAG_MAX_S).contains(seconds));
+            if seconds.is_none() {
+                reader.error(&lag.place, "lag-max must be 1s to 1h");
+            }
+            seconds
+        });
+        let slow_log = take(&mut spec.slow_log).or(Millis(plain.slow_log_ms), place);
+        let hot_keys = count(take(&mut spec.hot_keys), "hot-keys", reader);
+        let requests = take(&mut spec.requests_per_second);
+        let requests_per_second = count(requests, "requests-per-second", reader);
+        let bytes_per_second = take(&mut spec.bytes_per_second).optional();
+        let users = take(&mut spec.users).optional();
+        let protocol = take(&mut spec.proxy_protocol).or(ProxyProtocol::Off, place);
+        Some(ProxyStart {
+            threads: threads?.value,
+            read_from: read_from?.value,
+            lag_max_s: lag_max?,
+            zone: zone.optional().ok()?,
+            users: users.ok()?,
+            slow_log_ms: slow_log?.value.0,
+            hot_keys: hot_keys.ok()?,
+            requests_per_second: requests_per_second.ok()?,
+            bytes_per_second: bytes_per_second.ok()?.map(|size| size.0.0),
+            proxy_protocol: protocol?.value == ProxyProtocol::Required,
+        })
     }
 
     /// The model's proxy, where every part was good.
@@ -107,7 +146,7 @@ impl DraftProxy {
             name: self.name,
             cluster: self.cluster?,
             listen: self.listen?.into_iter().map(|listen| listen.value).collect(),
-            threads: self.threads?,
+            start: self.start?,
             service,
         })
     }
@@ -122,6 +161,21 @@ impl DraftProxy {
         let tls = self.tls.iter().flatten();
         let tls = tls.map(|tls| At::new(tls.value.listen, tls.place.clone()));
         plain.chain(tls).chain(self.metrics.iter().flatten().cloned())
+    }
+}
+
+fn take<T>(field: &mut Field<T>) -> Field<T> {
+    std::mem::replace(field, Field::Missing)
+}
+
+/// A number above 0, where one is given.
+fn count(field: Field<u32>, what: &str, reader: &mut Reader) -> Result<Option<u32>, Reported> {
+    match field {
+        Field::Given(number) => {
+            let number = within(Some(number), (1, u32::MAX), what, reader);
+            number.map(|number| Some(number.value)).ok_or(Reported)
+        }
+        field => field.optional(),
     }
 }
 

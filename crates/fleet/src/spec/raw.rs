@@ -13,7 +13,7 @@ use super::{
     read::{At, Choice, Decode, Entries, Field, Reader, mapping},
     tree::{Kind, Node},
 };
-use crate::model::{GuardMode, Pace, PasswordSource, Profile, Spread, Takeover};
+use crate::model::{GuardMode, Pace, PasswordSource, Profile, ReadFrom, Spread, Takeover};
 
 mapping! {
     #[schemars(title = "fleet.yaml")]
@@ -183,7 +183,8 @@ mapping! {
         /// it changes, clients stay connected. Default: 127.0.0.1 and port 6379, or the next free one.
         listen: OneOrMore,
         /// How many threads it has, each with connections of its own to the servers: 1 to 64. Where
-        /// that changes, it is started anew. Default: 1, which serves more than most clusters can.
+        /// that changes, another process takes its sockets over, and it serves its clients for the time
+        /// of `drain` before it ends. Default: 1, which serves more than most clusters can.
         #[schemars(range(min = 1, max = 64))]
         threads: u32,
         /// A second place, where clients speak TLS.
@@ -198,8 +199,56 @@ mapping! {
         /// How long it may take to answer what is under way when it ends, such as 30s; 0 to 10m.
         /// Default: 10s.
         drain: Millis,
+        /// Where reads go that are not in a transaction: `primary` (the default), `replica`, `same-zone`
+        /// (who is in the proxy's `zone`) or `nearest` (who answers soonest). A client may then not see
+        /// at once what it wrote. Where this or a key below changes, another process takes over.
+        read_from: ReadFrom,
+        /// How old what a replica shows may be, such as 5s; 1s to 1h, to the second. Default: 10s.
+        lag_max: Millis,
+        /// The zone that the proxy is in, as hosts name theirs.
+        zone: String,
+        /// The file of the proxy's own users, with what each may ask (`keyfleet proxy --users`). It is
+        /// read when the proxy starts. Default: only those whom the cluster knows.
+        users: String,
+        /// Requests that take so long are noted, such as 20ms: SLOWLOG shows them. Default: 10ms.
+        slow_log: Millis,
+        /// Look at one request in so many for the keys that are asked for most. Default: at none.
+        #[schemars(range(min = 1))]
+        hot_keys: u32,
+        /// What all clients together may ask a second; who asks more is read later. Default: as much
+        /// as they like.
+        #[schemars(range(min = 1))]
+        requests_per_second: u32,
+        /// Bytes a second, of requests and replies of all clients together, such as 50MiB. Default: as
+        /// many as they like.
+        bytes_per_second: Size,
+        /// `required`: clients come through load balancers that say whose a connection is (PROXY
+        /// protocol 1 or 2), and who doesn't say it is refused. Default: `off`.
+        proxy_protocol: ProxyProtocol,
     }
-    required ["cluster"] later ["hosts", "pools", "read-from"]
+    required ["cluster"] later ["hosts", "pools"]
+}
+
+/// Do load balancers say whose a connection is?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    Off,
+    Required,
+}
+
+impl Choice for ProxyProtocol {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("required", Self::Required)];
+}
+
+impl Choice for ReadFrom {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("primary", Self::Primary),
+        ("replica", Self::Replica),
+        ("same-zone", Self::SameZone),
+        ("nearest", Self::Nearest),
+    ];
 }
 
 mapping! {

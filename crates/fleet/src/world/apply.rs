@@ -221,8 +221,9 @@ impl World {
                     process: Process::Running,
                     cluster: wanted.cluster.clone(),
                     listen: wanted.listen.iter().map(|listen| listen.address.clone()).collect(),
-                    threads: wanted.threads,
+                    start: wanted.start.clone(),
                     service: wanted.service.clone(),
+                    stale_password: false,
                     figures: None,
                 };
                 self.proxies.insert(proxy.clone(), view);

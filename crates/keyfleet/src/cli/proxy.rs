@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,17 +20,16 @@ use proxy::{
     engine::{Allowance, Profile, Users},
     route::Address,
 };
-use tokio::{
-    net::TcpListener,
-    task::{JoinHandle, spawn_blocking},
-};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use self::tls::Certificates;
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
     proxy::{
-        Proxy, ProxyError, Service, Setup, SlowLogSetup, kept, metrics,
+        Proxy, ProxyError, Service, Setup, SlowLogSetup,
+        kept::{self, Ended},
+        metrics,
         takeover::{self, Taken},
         users,
     },
@@ -134,11 +133,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if let Some(file) = &args.state {
         let (stop, hangup) = (signals::asked_to_end(false)?, signals::hangup()?);
         let kept = kept::keep(file, stop, hangup).await;
-        let (proxy, span) = kept.map_err(|error| {
+        let Ended { proxy, span, handed_over } = kept.map_err(|error| {
             Failure::environment(format!("cannot serve what {} says", file.display()))
                 .because(&error)
         })?;
-        return end(proxy, span).await;
+        return end(proxy, span, handed_over).await;
     }
     let renews = args.tls.tls_listen.is_some() || connector.is_some();
     let stop = signals::asked_to_end(!renews)?;
@@ -153,11 +152,15 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         Some(path) => takeover::take(path).map_err(|error| passing(path, &error))?,
     };
     if let Some(taken) = &mut taken {
-        let places = setup.listen.iter().chain(service.tls.as_ref().map(|(address, _)| address));
-        service.taken = places.map(|place| (place.clone(), taken.sockets(place))).collect();
+        taken.hand(&setup, &mut service);
     }
     let metrics = match args.metrics {
-        Some(address) => Some(figures_listener(address, taken.as_mut()).await?),
+        Some(address) => {
+            let listener = metrics::listener(address, taken.as_mut()).await;
+            Some(listener.map_err(|error| {
+                Failure::user(format!("cannot give figures away at {address}")).because(&error)
+            })?)
+        }
         None => None,
     };
     let proxy = Proxy::start_with(setup, service, true).map_err(|error| failure(&error))?;
@@ -179,7 +182,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             if let Some(listener) = &metrics {
                 sockets.push(listener.as_fd().try_clone_to_owned()?);
             }
-            let next = takeover::offer(path, sockets)?;
+            let next = takeover::offer(path, Arc::new(Mutex::new(sockets)))?;
             taken.map_or(Ok(()), Taken::serves)?;
             Ok(next)
         };
@@ -201,18 +204,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     let span = Duration::from_secs(args.drain.into());
     if passed_on {
-        tracing::info!("another proxy took over");
         figures.inspect(JoinHandle::abort);
-        return ended(spawn_blocking(move || proxy.hand_over(span, span))).await;
-    }
-    if let Some(path) = &args.takeover {
+    } else if let Some(path) = &args.takeover {
         let _ = fs::remove_file(path);
     }
-    end(proxy, span).await
+    end(proxy, span, passed_on).await
 }
 
-/// Answers what is under way, for so long at most.
-async fn end(proxy: Proxy, span: Duration) -> Result<Exit, Failure> {
+/// Answers what is under way, for so long at most; where another proxy took over, serves its clients for as
+/// long before.
+async fn end(proxy: Proxy, span: Duration, handed_over: bool) -> Result<Exit, Failure> {
+    if handed_over {
+        tracing::info!("another proxy took over");
+        return ended(spawn_blocking(move || proxy.hand_over(span, span))).await;
+    }
     ended(spawn_blocking(move || proxy.drain(span))).await
 }
 
@@ -225,21 +230,6 @@ async fn ended(mut drained: JoinHandle<io::Result<()>>) -> Result<Exit, Failure>
     };
     ended.map_err(|error| Failure::environment("the proxy failed").because(&error))?;
     Ok(Exit::Done)
-}
-
-/// Where figures are given away: with the socket of the proxy before, where it had one.
-async fn figures_listener(
-    address: SocketAddr,
-    taken: Option<&mut Taken>,
-) -> Result<TcpListener, Failure> {
-    let inherited = taken.and_then(|taken| taken.sockets(&Address::Tcp(address)).pop());
-    let listener = match inherited {
-        Some(socket) => TcpListener::from_std(socket.into()),
-        None => TcpListener::bind(address).await,
-    };
-    listener.map_err(|error| {
-        Failure::user(format!("cannot give figures away at {address}")).because(&error)
-    })
 }
 
 fn passing(path: &Path, error: &io::Error) -> Failure {

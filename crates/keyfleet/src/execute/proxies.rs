@@ -1,6 +1,7 @@
 //! Steps that start and stop proxies.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -36,24 +37,35 @@ pub(super) async fn start(context: &Context, name: &ProxyName) -> Result<(), Ste
     }
     let directory = context.store.proxy_dir(name);
     store::make_directory(&directory)?;
-    let text = write_state(context, name, false)?;
+    let (_, text) = write_state(context, name, false)?;
     store::remove(&directory.join(PROXY_SERVED))?;
+    launch(context, name, &text).await
+}
+
+/// Starts a process, and waits until it serves what was written. It takes the place of one that serves.
+async fn launch(context: &Context, name: &ProxyName, text: &str) -> Result<(), StepError> {
+    let directory = context.store.proxy_dir(name);
     let log = process::log_length(&directory);
     let pid = process::start_proxy(&directory).map_err(|error| failed(name, &error))?;
     let handle = Handle::below(pid, &context.store.proxies_dir(), name.as_str());
     let Some(handle) = handle.map_err(|error| failed(name, &error))? else {
         return Err(failed(name, &process::log_tail(&directory, log)));
     };
-    serves(context, name, &text, &handle, log, START).await
+    serves(context, name, text, &handle, log, START).await
 }
 
-/// Writes what a running proxy is to do from now on, and has it do that.
+/// Writes what a running proxy is to do from now on, and has it do that, or another process in its
+/// place.
 pub(super) async fn change(context: &Context, name: &ProxyName) -> Result<(), StepError> {
     let Some(handle) = find(context, name)? else {
         return Err(StepError::Stale(format!("proxy {name} doesn't run")));
     };
     let log = process::log_length(&context.store.proxy_dir(name));
-    let text = write_state(context, name, true)?;
+    let before = context.store.proxy_state(name)?;
+    let (state, text) = write_state(context, name, true)?;
+    if before.is_none_or(|before| state.is_another(&before)) {
+        return launch(context, name, &text).await;
+    }
     handle.signal(Signal::HUP).map_err(|error| failed(name, &error))?;
     serves(context, name, &text, &handle, log, CHANGE).await
 }
@@ -85,7 +97,11 @@ async fn serves(
 }
 
 /// What the spec wants of the proxy, written into its directory.
-fn write_state(context: &Context, name: &ProxyName, runs: bool) -> Result<String, StepError> {
+fn write_state(
+    context: &Context,
+    name: &ProxyName,
+    runs: bool,
+) -> Result<(State, String), StepError> {
     let unknown = || StepError::Unknown { what: format!("proxy {name}") };
     let proxy = context.fleet.proxies.get(name).ok_or_else(unknown)?;
     let cluster = context.cluster(&proxy.cluster)?;
@@ -97,7 +113,8 @@ fn write_state(context: &Context, name: &ProxyName, runs: bool) -> Result<String
     let state = State {
         cluster: proxy.cluster.clone(),
         listen: free_addresses(proxy, before.as_ref(), runs)?,
-        threads: proxy.threads,
+        start: proxy.start.clone(),
+        zones: zones(context),
         service: proxy.service.clone(),
         seeds: members.iter().map(|member| member.address).collect(),
         password: password.map(|password| password.expose().to_owned()),
@@ -105,7 +122,13 @@ fn write_state(context: &Context, name: &ProxyName, runs: bool) -> Result<String
     };
     let text = serde_json::to_string_pretty(&state).map_err(|error| failed(name, &error))?;
     store::replace(&context.store.proxy_dir(name).join(PROXY_STATE), text.as_bytes())?;
-    Ok(text)
+    Ok((state, text))
+}
+
+/// The zones that nodes are in, by their addresses.
+fn zones(context: &Context) -> BTreeMap<String, String> {
+    let hosts = context.fleet.hosts.values();
+    hosts.map(|host| (host.address.to_string(), host.zone.as_str().to_owned())).collect()
 }
 
 /// Ends a proxy: what it has under way is answered first.

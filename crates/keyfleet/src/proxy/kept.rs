@@ -3,22 +3,25 @@
 //! interrupted is seen not to be.
 
 use std::{
+    collections::BTreeMap,
+    env,
     error::Error,
     fs::File,
     io,
     net::SocketAddr,
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{self, Path, PathBuf},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use fleet::{
-    model::{ClusterName, ProxyAddress, ProxyService, ProxyTls},
+    model::{ClusterName, ProxyAddress, ProxyService, ProxyStart, ProxyTls},
     observed::ProxyFigures,
 };
 use proxy::{
     driver::{CertificateFiles, ClientAuthority, TlsFiles},
-    engine::{Profile, Users},
+    engine::{Allowance, Profile, Users},
     route::Address,
 };
 use serde::{Deserialize, Serialize};
@@ -31,8 +34,11 @@ use tokio::{
 };
 
 use super::{
-    Proxy, ProxyError, Service, Setup, certificates,
+    Proxy, ProxyError, Service, Setup, SlowLogSetup, certificates,
     metrics::{self, PREFIX},
+    replicas::{ReadFrom, Reading},
+    takeover::{self, Offered, Taken},
+    users::{self, UsersError},
 };
 use crate::store::{self, StoreError};
 
@@ -44,6 +50,9 @@ pub const PROXY_SERVED: &str = "served.json";
 pub const REFUSED: &str = "all stays as it is";
 /// Where it gives its figures away to keyfleet.
 const FIGURES: &str = "figures.sock";
+
+/// Where it waits for the proxy that takes its place.
+const TAKEOVER: &str = "takeover.sock";
 
 /// How often certificates are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -57,17 +66,43 @@ const FIGURES_BYTES_MAX: u64 = 16 << 20;
 pub struct State {
     pub cluster: ClusterName,
     pub listen: Vec<ProxyAddress>,
-    pub threads: u32,
+    #[serde(flatten)]
+    pub start: ProxyStart,
     #[serde(flatten)]
     pub service: ProxyService,
     pub seeds: Vec<SocketAddr>,
     /// Of the cluster's user `default`; None: it has none.
     pub password: Option<String>,
+    /// The zones that nodes are in, by their addresses.
+    pub zones: BTreeMap<String, String>,
     /// Where relative paths begin.
     pub base: PathBuf,
 }
 
+/// A fleet's proxy that shall not serve any longer.
+pub struct Ended {
+    pub proxy: Proxy,
+    /// How long it may take to end.
+    pub span: Duration,
+    /// Another process serves in its place.
+    pub handed_over: bool,
+}
+
 impl State {
+    /// Can only another process be that, and not the one that serves this?
+    pub fn is_another(&self, served: &Self) -> bool {
+        let tls =
+            |state: &Self| state.service.tls.as_ref().map(|tls| ProxyAddress::Tcp(tls.listen));
+        // A place can't be held twice.
+        let meets = |plain: &Self, sealed: &Self| {
+            tls(sealed).is_some_and(|place| plain.listen.contains(&place))
+        };
+        (&self.cluster, &self.start, &self.password)
+            != (&served.cluster, &served.start, &served.password)
+            || meets(self, served)
+            || meets(served, self)
+    }
+
     /// Where clients without TLS connect.
     fn listen(&self) -> Vec<Address> {
         let address = |address: &ProxyAddress| match address {
@@ -77,16 +112,21 @@ impl State {
         self.listen.iter().map(address).collect()
     }
 
-    fn setup(&self) -> Setup {
-        Setup {
-            listen: self.listen(),
-            threads: self.threads as usize,
-            seeds: self.seeds.iter().copied().map(Address::Tcp).collect(),
-            profile: Profile { password: self.password.clone(), ..Profile::default() },
-            client_password: self.password.clone(),
-            users: Users::of_the_servers(),
-            tls: None,
+    fn setup(&self) -> Result<Setup, KeptError> {
+        let profile = Profile { password: self.password.clone(), ..Profile::default() };
+        let mut users = Users::of_the_servers();
+        if let Some(file) = &self.start.users {
+            users.own = users::read(&self.base.join(file), &profile)?;
         }
+        Ok(Setup {
+            listen: self.listen(),
+            threads: self.start.threads as usize,
+            seeds: self.seeds.iter().copied().map(Address::Tcp).collect(),
+            profile,
+            client_password: self.password.clone(),
+            users,
+            tls: None,
+        })
     }
 
     fn service(&self) -> Service {
@@ -100,7 +140,35 @@ impl State {
             (Address::Tcp(*listen), TlsFiles { own: vec![own], clients })
         });
         let clients_max = self.service.clients_max.map(|most| most as usize);
-        Service { tls, clients_max, ..Service::default() }
+        let start = &self.start;
+        Service {
+            tls,
+            clients_max,
+            taken: Vec::new(),
+            balanced: start.proxy_protocol,
+            slow_log: SlowLogSetup {
+                slower_than: Some(start.slow_log_ms * 1_000),
+                ..SlowLogSetup::default()
+            },
+            allowance: Allowance {
+                clients_max: None,
+                requests_per_second: start.requests_per_second.map(u64::from),
+                bytes_per_second: start.bytes_per_second,
+            },
+            reading: Reading {
+                from: match start.read_from {
+                    fleet::model::ReadFrom::Primary => ReadFrom::Primary,
+                    fleet::model::ReadFrom::Replica => ReadFrom::Replica,
+                    fleet::model::ReadFrom::SameZone => ReadFrom::SameZone,
+                    fleet::model::ReadFrom::Nearest => ReadFrom::Nearest,
+                },
+                age_max: Duration::from_secs(start.lag_max_s.into()),
+                behind_max: None,
+                zone: start.zone.clone(),
+                zones: self.zones.clone(),
+            },
+            sample_one_in: start.hot_keys,
+        }
     }
 
     fn drain(&self) -> Duration {
@@ -118,26 +186,36 @@ pub enum KeptError {
     #[error("{} can't be understood", path.display())]
     State { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
+    Users(#[from] UsersError),
+    #[error(transparent)]
     Proxy(#[from] ProxyError),
     #[error("cannot give figures away at {place}")]
     Metrics { place: String, source: io::Error },
     #[error("cannot tell where it is")]
     Place(#[source] io::Error),
+    #[error("cannot pass sockets on")]
+    Takeover(#[source] io::Error),
 }
 
-/// Serves what the file says, and follows it at each hangup, until `stop` ends; the proxy, and how
-/// long it may take to end.
+/// Serves what the file says, and follows it at each hangup, until `stop` ends or another process takes
+/// its place, as this one does where one serves already. That one leaves the directory, and so is
+/// the fleet's no more.
 pub async fn keep(
     file: &Path,
     stop: impl Future<Output = ()>,
     mut hangup: Signal,
-) -> Result<(Proxy, Duration), KeptError> {
+) -> Result<Ended, KeptError> {
     // As it is given, which is shorter: a socket's path may not be long.
-    let own = file.with_file_name(FIGURES);
+    let (own, waits) = (file.with_file_name(FIGURES), file.with_file_name(TAKEOVER));
     let file = &path::absolute(file).map_err(KeptError::Place)?;
     let (mut state, text) = read(file)?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
-    let mut proxy = Proxy::start_with(state.setup(), state.service(), false)?;
+    let mut taken = takeover::take(&waits).map_err(KeptError::Takeover)?;
+    let (setup, mut service) = (state.setup()?, state.service());
+    if let Some(taken) = &mut taken {
+        taken.hand(&setup, &mut service);
+    }
+    let mut proxy = Proxy::start_with(setup, service, false)?;
     let metrics = |source, place: &dyn std::fmt::Display| KeptError::Metrics {
         place: place.to_string(),
         source,
@@ -146,22 +224,37 @@ pub async fn keep(
     let listener = UnixListener::bind(&own).map_err(|error| metrics(error, &own.display()))?;
     tokio::spawn(metrics::serve(listener, proxy.figures()));
     let mut given = Given::default();
-    let door = given.prepare(state.service.metrics).await?;
+    let door = given.prepare(state.service.metrics, taken.as_mut()).await?;
     given.take(door, &proxy);
+    let offered = Offered::default();
+    given.offer(&proxy, &offered).map_err(KeptError::Takeover)?;
+    let next = takeover::offer(&waits, Arc::clone(&offered)).map_err(KeptError::Takeover)?;
     let served = file.with_file_name(PROXY_SERVED);
     store::replace(&served, text.as_bytes())?;
+    taken.map_or(Ok(()), Taken::serves).map_err(KeptError::Takeover)?;
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = String::new();
-    tokio::pin!(stop);
+    tokio::pin!(stop, next);
     loop {
         tokio::select! {
-            () = &mut stop => return Ok((proxy, state.drain())),
+            () = &mut stop => {
+                store::remove(&waits)?;
+                return Ok(Ended { proxy, span: state.drain(), handed_over: false });
+            }
+            Ok(()) = &mut next => {
+                env::set_current_dir("/").map_err(KeptError::Place)?;
+                given.take(Some(None), &proxy);
+                return Ok(Ended { proxy, span: state.drain(), handed_over: true });
+            }
             _ = looks.tick() => {}
             _ = hangup.recv() => {
                 told.clear();
                 match change(file, &served, &mut proxy, &mut given).await {
-                    Ok(changed) => state = changed,
+                    Ok(changed) => {
+                        state = changed;
+                        given.offer(&proxy, &offered).map_err(KeptError::Takeover)?;
+                    }
                     Err(error) => tracing::error!("{REFUSED}: {}", with_causes(&error)),
                 }
             }
@@ -180,7 +273,7 @@ async fn change(
     given: &mut Given,
 ) -> Result<State, KeptError> {
     let (state, text) = read(file)?;
-    let door = given.prepare(state.service.metrics).await?;
+    let door = given.prepare(state.service.metrics, None).await?;
     block_in_place(|| proxy.change(&state.listen(), state.service()))?;
     given.take(door, proxy);
     store::replace(served, text.as_bytes())?;
@@ -208,34 +301,56 @@ fn with_causes(error: &dyn Error) -> String {
 /// Who gives figures away for Prometheus.
 #[derive(Default)]
 struct Given {
-    at: Option<(SocketAddr, JoinHandle<()>)>,
+    at: Option<Giver>,
+}
+
+struct Giver {
+    address: SocketAddr,
+    socket: OwnedFd,
+    task: JoinHandle<()>,
 }
 
 /// Where figures are to be given away; None: as before.
-type NewDoor = Option<Option<(SocketAddr, TcpListener)>>;
+type NewDoor = Option<Option<(SocketAddr, OwnedFd, TcpListener)>>;
 
 impl Given {
     /// Binds what isn't there yet.
-    async fn prepare(&self, wanted: Option<SocketAddr>) -> Result<NewDoor, KeptError> {
-        if self.at.as_ref().map(|(address, _)| *address) == wanted {
+    async fn prepare(
+        &self,
+        wanted: Option<SocketAddr>,
+        taken: Option<&mut Taken>,
+    ) -> Result<NewDoor, KeptError> {
+        if self.at.as_ref().map(|giver| giver.address) == wanted {
             return Ok(None);
         }
         let Some(address) = wanted else { return Ok(Some(None)) };
         let place = || address.to_string();
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.map_err(|source| KeptError::Metrics { place: place(), source })?;
-        Ok(Some(Some((address, listener))))
+        let failed = |source| KeptError::Metrics { place: place(), source };
+        let listener = metrics::listener(address, taken).await.map_err(failed)?;
+        let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
+        Ok(Some(Some((address, socket, listener))))
     }
 
     /// Gives them away there, and nowhere else.
     fn take(&mut self, door: NewDoor, proxy: &Proxy) {
         let Some(door) = door else { return };
-        let serve = |(address, listener)| {
-            (address, tokio::spawn(metrics::serve(listener, proxy.figures())))
+        let serve = |(address, socket, listener)| {
+            let task = tokio::spawn(metrics::serve(listener, proxy.figures()));
+            Giver { address, socket, task }
         };
-        if let Some((_, former)) = std::mem::replace(&mut self.at, door.map(serve)) {
-            former.abort();
+        if let Some(former) = std::mem::replace(&mut self.at, door.map(serve)) {
+            former.task.abort();
         }
+    }
+
+    /// What the next proxy is to be given: all that this one listens with.
+    fn offer(&self, proxy: &Proxy, offered: &Offered) -> io::Result<()> {
+        let mut sockets = proxy.sockets()?;
+        if let Some(giver) = &self.at {
+            sockets.push(giver.socket.try_clone()?);
+        }
+        *offered.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
+        Ok(())
     }
 }
 

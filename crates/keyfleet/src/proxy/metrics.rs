@@ -5,10 +5,12 @@ use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
     io,
+    net::SocketAddr,
     sync::{Arc, Weak, mpsc},
     time::{Duration, Instant},
 };
 
+use proxy::route::Address;
 use proxy::{
     counters::{Counter, PoolCounters, ServerCounters, bucket_end},
     driver::Running,
@@ -21,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{hot, slow};
+use super::{hot, slow, takeover};
 
 /// How long a loop may take to say what it is at.
 const REPORT: Duration = Duration::from_secs(1);
@@ -73,6 +75,18 @@ impl Source {
         let until = Instant::now() + REPORT;
         let left = || until.saturating_duration_since(Instant::now());
         std::iter::from_fn(|| answers.recv_timeout(left()).ok()).collect()
+    }
+}
+
+/// Where figures are given away: with the socket of the proxy before, where it had one.
+pub async fn listener(
+    address: SocketAddr,
+    taken: Option<&mut takeover::Taken>,
+) -> io::Result<TcpListener> {
+    let inherited = taken.and_then(|taken| taken.sockets(&Address::Tcp(address)).pop());
+    match inherited {
+        Some(socket) => TcpListener::from_std(socket.into()),
+        None => TcpListener::bind(address).await,
     }
 }
 

@@ -17,7 +17,9 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process, thread,
+    process,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -27,6 +29,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::sync::oneshot;
+
+use super::{Service, Setup};
 
 /// The kernel passes no more at once.
 const SOCKETS_MAX: usize = 253;
@@ -90,18 +94,25 @@ impl Taken {
         self.sockets.extract_if(.., at).map(|(_, socket)| socket).collect()
     }
 
+    /// Lets a proxy listen with them, where it is to listen at their addresses.
+    pub fn hand(&mut self, setup: &Setup, service: &mut Service) {
+        let sealed = service.tls.iter().map(|(address, _)| address);
+        let places = setup.listen.iter().chain(sealed);
+        service.taken = places.map(|place| (place.clone(), self.sockets(place))).collect();
+    }
+
     /// Has the old proxy end: all that it listened for is served here.
     pub fn serves(mut self) -> io::Result<()> {
         self.former.write_all(&[SERVES])
     }
 }
 
+/// What the next proxy is given: what there is when it asks.
+pub type Offered = Arc<Mutex<Vec<OwnedFd>>>;
+
 /// Waits at `path`, in the place of whoever did before, for a proxy that takes `sockets`. The answer
 /// comes once it serves.
-pub fn offer(path: &Path, sockets: Vec<OwnedFd>) -> io::Result<oneshot::Receiver<()>> {
-    if sockets.len() > SOCKETS_MAX {
-        return Err(io::Error::other("more sockets than can be passed on"));
-    }
+pub fn offer(path: &Path, sockets: Offered) -> io::Result<oneshot::Receiver<()>> {
     // Moved there, so that there is never nobody.
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", process::id()));
@@ -127,7 +138,14 @@ pub fn offer(path: &Path, sockets: Vec<OwnedFd>) -> io::Result<oneshot::Receiver
 }
 
 /// Passes sockets on and waits until they are served.
-fn give(mut stream: &UnixStream, sockets: &[OwnedFd]) -> io::Result<()> {
+fn give(mut stream: &UnixStream, sockets: &Offered) -> io::Result<()> {
+    let sockets: Vec<OwnedFd> = {
+        let sockets = sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?
+    };
+    if sockets.len() > SOCKETS_MAX {
+        return Err(io::Error::other("more sockets than can be passed on"));
+    }
     stream.set_read_timeout(Some(START))?;
     let passed: Vec<BorrowedFd> = sockets.iter().map(|socket| socket.as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
