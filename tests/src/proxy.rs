@@ -93,8 +93,19 @@ impl Program {
 
     /// Likewise; an error is what it said before it ended.
     pub fn try_start(nodes: &[SocketAddr], args: &[&str]) -> Result<Self, String> {
+        Self::spawn(Command::new(program()), nodes, args)
+    }
+
+    /// Likewise, where so many files may be open.
+    pub fn start_with_files(files: u32, nodes: &[SocketAddr], args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        command.args(["-c", &limited]).arg(program());
+        Self::spawn(command, nodes, args).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    fn spawn(mut command: Command, nodes: &[SocketAddr], args: &[&str]) -> Result<Self, String> {
         let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
-        let mut command = Command::new(program());
         command.args(["proxy", "--connect", &nodes.join(",")]).args(args);
         if !args.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);

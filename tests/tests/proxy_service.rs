@@ -360,3 +360,23 @@ fn a_load_balancer_says_who_its_clients_are() {
     drop(waits);
     assert!(proxy.ended().success());
 }
+
+/// Who comes when there are no files for more clients is told so, and others take nothing from servers.
+#[test]
+fn clients_for_whom_there_are_no_files_are_refused() {
+    const FILES: u32 = 120;
+    let backend = Backend::start();
+    let proxy = Program::start_with_files(FILES, &[backend.address], &["--clients-max", "500"]);
+    let come = || {
+        let mut client = Wire::open(proxy.plain).unwrap();
+        let served = client.call(&[b"GET", b"key"]).is_ok_and(|answer| answer == bulk("key"));
+        served.then_some(client)
+    };
+    let mut there: Vec<Wire> = std::iter::from_fn(come).take(FILES as usize).collect();
+    assert_eq!(there.len(), FILES as usize - 32);
+    assert!(come().is_none());
+    there.pop();
+    wait_until("there is room for another", || come().is_some());
+    let still = there[0].call(&[b"GET", b"other"]).unwrap();
+    assert_eq!(still, bulk("other"));
+}

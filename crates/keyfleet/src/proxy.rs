@@ -154,8 +154,8 @@ impl Proxy {
             Err(error) if strict => return Err(error),
             Err(_) => None,
         };
-        raise_open_files();
-        let mut places = Places::new(setup.threads, service.clients_max, service.balanced);
+        let room = room_for_clients();
+        let mut places = Places::new(setup.threads, room, service.clients_max, service.balanced);
         places.inherit(service.taken);
         let wanted = places.prepare(&setup.listen, service.tls)?;
         let (end, notices) = mpsc::channel();
@@ -285,13 +285,17 @@ fn watch_replicas(
     Ok(Some((end, thread.spawn(move || watch.run(&ended))?)))
 }
 
-/// As many open files as this process may have: each client is one.
-fn raise_open_files() {
+/// How many clients there are files for, after as many are allowed as may be: each client is one. An
+/// eighth, and 32 at least, is for servers and all else. Who comes beyond that is told so; without
+/// files, nobody could be.
+fn room_for_clients() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    let files = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize);
+    files.saturating_sub((files / 8).max(32))
 }
 
 /// Keeps the loops' picture of the cluster current.

@@ -193,7 +193,7 @@ mapping! {
         /// 127.0.0.1:9121. Default: nowhere.
         metrics: String,
         /// How many clients it serves at once, at all places together; who comes beyond that is
-        /// refused. Default: as many as come.
+        /// refused. Default: as many as there are files for (`ulimit -Hn`, less an eighth).
         #[schemars(range(min = 1))]
         clients_max: u32,
         /// How long it may take to answer what is under way when it ends, such as 30s; 0 to 10m.

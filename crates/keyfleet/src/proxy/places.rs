@@ -15,6 +15,8 @@ const BACKLOG: i32 = 4_096;
 /// See the module.
 pub(super) struct Places {
     threads: usize,
+    /// There are files for so many clients.
+    room: usize,
     crowd: Arc<Crowd>,
     /// Load balancers say whose a connection is.
     balanced: bool,
@@ -48,9 +50,12 @@ enum Next {
 pub(super) struct Wanted(Vec<(Place, Next)>);
 
 impl Places {
-    pub fn new(threads: usize, clients_max: Option<usize>, balanced: bool) -> Self {
-        let crowd = Crowd::new(clients_max.unwrap_or(usize::MAX));
-        Self { threads, crowd, balanced, taken: Vec::new(), now: Vec::new() }
+    /// `room`: there are files for so many clients.
+    pub fn new(threads: usize, room: usize, clients_max: Option<usize>, balanced: bool) -> Self {
+        let crowd = Crowd::new(usize::MAX);
+        let places = Self { threads, room, crowd, balanced, taken: Vec::new(), now: Vec::new() };
+        places.set_clients_max(clients_max);
+        places
     }
 
     /// Listens with these sockets where they are.
@@ -65,7 +70,13 @@ impl Places {
     }
 
     pub fn set_clients_max(&self, clients_max: Option<usize>) {
-        self.crowd.set_max(clients_max.unwrap_or(usize::MAX));
+        let room = self.room;
+        if let Some(wanted) = clients_max.filter(|wanted| *wanted > room) {
+            tracing::warn!(
+                "files for {room} clients only, not for {wanted}: allow more (ulimit -n, LimitNOFILE=)"
+            );
+        }
+        self.crowd.set_max(clients_max.unwrap_or(usize::MAX).min(room));
     }
 
     pub fn listens(&self) -> impl Iterator<Item = (&Address, Option<&Arc<Acceptor>>)> {
