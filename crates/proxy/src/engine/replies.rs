@@ -229,7 +229,8 @@ impl Engine {
         let streamed = std::mem::take(&mut conn.streaming);
         let mut pool = 0;
         let server_index = conn.server;
-        let is_error = reply.first() == Some(&b'-');
+        // The rest of a long one is data, whatever it begins with.
+        let is_error = !streamed && reply.first() == Some(&b'-');
         let is_wanted = pending.kind == Kind::Request;
         if let Some(server) = self.core.servers.get_mut(usize::from(server_index)) {
             pool = server.pool;
@@ -277,6 +278,7 @@ impl Engine {
         let mut reply = reply;
         if private
             && is_wanted
+            && is_error
             && let Some(instead) = self.core.explain_redirect(id, reply)
         {
             reply = instead;

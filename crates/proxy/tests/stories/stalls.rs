@@ -170,3 +170,16 @@ fn very_long_replies_have_a_connection_to_themselves() {
     assert_eq!(scene.stage.reply(reader), None);
     assert_eq!(scene.stage.conns.keys().copied().collect::<Vec<_>>(), [other]);
 }
+
+#[test]
+fn the_rest_of_a_long_reply_is_never_an_error() {
+    let mut scene = Scene::new(false);
+    scene.stage.deaf.clear();
+    let rest = "-MOVED 1 127.0.0.1:7009\r\n";
+    let length = 5_000 + rest.len() - 2;
+    scene.stage.tell(scene.shared, format!("${length}\r\n{}", ".".repeat(5_000)).as_bytes());
+    scene.stage.tell(scene.shared, rest.as_bytes());
+    assert_eq!(scene.other_conn(), None);
+    let reply = scene.stage.reply(scene.deaf).expect("a reply");
+    assert!(reply.ends_with(rest));
+}
