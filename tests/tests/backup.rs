@@ -220,6 +220,45 @@ async fn under_load_then_into_another_shape_and_engine() {
     }
 }
 
+/// How many keys the primaries hold.
+async fn held(cluster: &RawCluster, primaries: usize) -> usize {
+    let mut held = 0;
+    for index in 0..primaries {
+        let mut link = cluster.link(index).await.unwrap();
+        let size = call(&mut link, &["DBSIZE"]).await.unwrap();
+        held += usize::try_from(size.as_integer().unwrap()).unwrap();
+    }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_killed_goes_on() {
+    const MANY: usize = 300_000;
+    let source = cluster("redis", "7.0", 3, 0).await;
+    source.fill(MANY, VALUE_BYTES).await.unwrap();
+    let fleet = TestFleet::empty();
+    let place = place(&fleet);
+    let address = source.addresses()[0].to_string();
+    let args = ["backup", "mine", "--connect", &address, "--to", &place];
+    fleet.run(&args).await.expect_code(0);
+    let target = cluster("valkey", "9.1", 5, 0).await;
+    let to = target.addresses()[0].to_string();
+    let args = ["restore", "latest", "--from", &place, "--to", &to, "--verify"];
+    // Before anything was noted of how far it is, and later.
+    for share in [50, 3, 2] {
+        let running = fleet.spawn(&args);
+        while held(&target, 5).await < MANY / share {
+            sleep(POLL).await;
+        }
+        let ended = running.kill9().await;
+        assert_eq!(ended.code, None, "it was over before it was killed: {ended:?}");
+    }
+    let ended = fleet.run(&args).await.expect_code(0);
+    assert!(ended.stderr.contains("Going on at"), "{ended:?}");
+    assert_eq!(held(&target, 5).await, MANY);
+    target.check_filled(MANY, VALUE_BYTES).await.unwrap();
+}
+
 /// Where to, and a backup of a cluster that has begun and waits for its servers.
 async fn begin(fleet: &TestFleet, source: &RawCluster) -> (String, Running) {
     slow_to_send(source).await;

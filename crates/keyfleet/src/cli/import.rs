@@ -32,7 +32,7 @@ use crate::{
             self, Existing, ImportError, Job, Watch,
             filter::Filter,
             source::{self, Input, SourceError},
-            state::StateFile,
+            state::{Saved, StateFile},
         },
         load,
     },
@@ -142,6 +142,10 @@ impl Load {
         if let Some(from) = &from {
             let share = from.position.total * 100 / total.max(1);
             context.printer.note(&format!("Going on at {share} %, where it stopped."));
+        } else if let Some(state) = &state {
+            // What is in the target from now on is its own, however soon it is stopped.
+            let saved = state.save(&Saved::default());
+            saved.map_err(|error| outcome::failure(&error.into(), false))?;
         }
         let resumable = state.is_some();
         let output = self.how.output;
