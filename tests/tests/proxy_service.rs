@@ -3,19 +3,21 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
 
 use protocol::{
     Value,
     resp::{Decoder, Limits},
 };
+use rustix::process::{Pid, Resource, prlimit};
 use tests::{
     certificates::Authority,
     differential::Wire,
@@ -379,4 +381,28 @@ fn clients_for_whom_there_are_no_files_are_refused() {
     wait_until("there is room for another", || come().is_some());
     let still = there[0].call(&[b"GET", b"other"]).unwrap();
     assert_eq!(still, bulk("other"));
+}
+
+/// Who came when there was no file left is served once there is one, though nobody else comes.
+#[test]
+fn who_waits_for_a_file_is_not_forgotten() {
+    let backend = Backend::start();
+    let proxy = Program::start(&[backend.address], &["--threads", "1"]);
+    let mut there = Wire::open(proxy.plain).unwrap();
+    assert_eq!(there.call(&[b"GET", b"first"]).unwrap(), bulk("first"));
+    let pid = Pid::from_child(&proxy.child);
+    let mut none = rustix::process::getrlimit(Resource::Nofile);
+    none.current = Some(0);
+    let before = prlimit(Some(pid), Resource::Nofile, none).unwrap();
+    let mut late = TcpStream::connect(proxy.plain).unwrap();
+    late.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    late.write_all(b"*2\r\n$3\r\nGET\r\n$4\r\nlate\r\n").unwrap();
+    assert_eq!(there.call(&[b"GET", b"meanwhile"]).unwrap(), bulk("meanwhile"));
+    late.set_nonblocking(true).unwrap();
+    assert_eq!(late.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    late.set_nonblocking(false).unwrap();
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    let mut answer = [0; 10];
+    late.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"$4\r\nlate\r\n");
 }

@@ -59,6 +59,8 @@ const READS_MAX: usize = 8;
 const EVENTS_MAX: usize = 1024;
 /// Connections accepted in a row.
 const ACCEPTS_MAX: usize = 256;
+/// The wait before clients are accepted again that could not be, for want of files.
+const ACCEPT_PAUSE: Micros = 200_000;
 
 /// Tokens: what a socket is stands in the lowest two bits, where it is in the others.
 const KIND_BITS: usize = 2;
@@ -98,6 +100,9 @@ struct Loop {
     started: Instant,
     /// By token; places are reused.
     listeners: Vec<Option<(usize, Listener)>>,
+    /// Those of them whose clients could not be accepted, and when that is tried again.
+    stuck: Vec<usize>,
+    unstick: Micros,
     arrivals: Vec<Option<Arrival>>,
     clients: Vec<Option<Place<ClientId>>>,
     conns: Vec<Option<Place<ConnId>>>,
@@ -142,6 +147,12 @@ impl Loop {
             if !self.arrivals.is_empty() {
                 self.expire_arrivals();
             }
+            if !self.stuck.is_empty() && self.unstick <= now {
+                self.unstick = now + ACCEPT_PAUSE;
+                for index in self.stuck.clone() {
+                    self.accept(index);
+                }
+            }
             if self.drain.is_some() {
                 self.go_on_draining();
             }
@@ -158,7 +169,8 @@ impl Loop {
         if !self.again.is_empty() || self.engine.has_work() {
             return Some(Duration::ZERO);
         }
-        let due = self.engine.next_tick();
+        let unstick = (!self.stuck.is_empty()).then_some(self.unstick);
+        let due = self.engine.next_tick().into_iter().chain(unstick).min();
         let wait = due.map(|due| Duration::from_micros(due.saturating_sub(self.engine.now())));
         let wait = if self.arrivals.is_empty() {
             wait
@@ -266,16 +278,32 @@ impl Loop {
     /// May there be more?
     fn accept_some(&mut self, index: usize) -> bool {
         for _ in 0..ACCEPTS_MAX {
-            let Some(Some((pool, listener))) = self.listeners.get(index) else { return false };
+            let Some(Some((pool, listener))) = self.listeners.get(index) else {
+                self.stuck.retain(|stuck| *stuck != index);
+                return false;
+            };
             let pool = *pool;
             let (mut socket, from) = match listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.stuck.retain(|stuck| *stuck != index);
+                    return false;
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+                    ) =>
+                {
+                    continue;
+                }
                 Err(error) => {
-                    // Too many open files, for one. What waits is tried again with the next turn
-                    // that something else begins.
-                    tracing::warn!(%error, "cannot accept a client");
+                    // Too many open files, for one. Who waits is heard of only once.
+                    if !self.stuck.contains(&index) {
+                        tracing::warn!(%error, "cannot accept clients; trying again");
+                        self.stuck.push(index);
+                        self.unstick = self.engine.now() + ACCEPT_PAUSE;
+                    }
                     return false;
                 }
             };

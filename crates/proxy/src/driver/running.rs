@@ -131,6 +131,8 @@ pub fn start(
         engine,
         started: Instant::now(),
         listeners: Vec::new(),
+        stuck: Vec::new(),
+        unstick: 0,
         arrivals: Vec::new(),
         clients: Vec::new(),
         conns: Vec::new(),
