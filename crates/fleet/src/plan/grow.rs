@@ -64,12 +64,10 @@ pub(super) fn create<'a>(
     }
     for _ in 0..fresh {
         if let Some(host) = picker.pick(&[]) {
-            let why = format!(
-                "{} shards with {} replicas each are {} nodes",
-                view.spec.shards,
-                view.spec.replicas,
-                view.spec.nodes_wanted()
-            );
+            let (shards, replicas) = (view.spec.shards, view.spec.replicas);
+            let s = if replicas == 1 { "" } else { "s" };
+            let nodes = view.spec.nodes_wanted();
+            let why = format!("{shards} shards with {replicas} replica{s} each are {nodes} nodes");
             places.push((host, why));
         }
     }
