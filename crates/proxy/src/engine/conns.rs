@@ -274,7 +274,7 @@ impl Engine {
         }
         let mut from = 0;
         for (position, mut pending) in pending.into_iter().enumerate() {
-            if position == 0 && streaming {
+            if position == 0 && streaming && pending.kind != Kind::Discard {
                 // Half a reply is out: there is no way to end it well.
                 self.close_client(pending.client);
                 self.core.settle_flux(pool_index, &mut pending);

@@ -323,12 +323,16 @@ impl Engine {
             return Part::Kept;
         }
         if pending.kind == Kind::Discard {
+            conn.streaming = true;
             return Part::Passed;
         }
         let limits = &self.core.limits;
         match self.clients.get_mut(pending.client) {
             // Nobody wants it any more.
-            None => Part::Passed,
+            None => {
+                conn.streaming = true;
+                Part::Passed
+            }
             Some(client) if client.takes_part(pending.number) => {
                 client.answer_part(part);
                 client.mark(pending.client, &mut self.core.turn);
@@ -348,6 +352,7 @@ impl Engine {
                     first.kind = Kind::Discard;
                     conn.expired = conn.expired.max(1);
                 }
+                conn.streaming = true;
                 self.fail(pending, error::TOO_LARGE);
                 Part::Passed
             }

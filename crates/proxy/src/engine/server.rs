@@ -65,7 +65,7 @@ pub struct Conn {
     pub(super) held: Vec<u8>,
     /// How many of those the framer has seen.
     pub(super) scanned: usize,
-    /// The beginning of the first reply was passed on already.
+    /// The beginning of the first reply was passed on already, or dropped.
     pub(super) streaming: bool,
     /// So many bytes of it.
     pub(super) passed: usize,

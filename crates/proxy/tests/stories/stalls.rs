@@ -183,3 +183,17 @@ fn the_rest_of_a_long_reply_is_never_an_error() {
     let reply = scene.stage.reply(scene.deaf).expect("a reply");
     assert!(reply.ends_with(rest));
 }
+
+#[test]
+fn the_rest_of_a_reply_that_nobody_wants_is_never_a_message() {
+    let mut scene = Scene::new(false);
+    let [asker, _] = scene.others;
+    scene.stage.ask(asker, &["GET", "small"]);
+    scene.stage.engine.client_gone(scene.deaf);
+    let rest = ">1\r\n$1\r\nx\r\n";
+    let length = 5_000 + rest.len() - 2;
+    scene.stage.tell(scene.shared, format!("${length}\r\n{}", ".".repeat(5_000)).as_bytes());
+    scene.stage.tell(scene.shared, rest.as_bytes());
+    scene.stage.tell(scene.shared, b"$1\r\ny\r\n");
+    assert_eq!(scene.stage.reply(asker).as_deref(), Some("$1\r\ny\r\n"));
+}
