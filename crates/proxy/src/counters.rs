@@ -131,6 +131,13 @@ pub struct PoolCounters {
     pub retries: Counter,
     /// Requests that were moved to another connection, behind whose next reply they would have waited.
     pub detours: Counter,
+    /// GETs that the near cache answered, and those that it could not.
+    pub near_hits: Counter,
+    pub near_misses: Counter,
+    /// Keys that it dropped because their server said that they changed.
+    pub near_invalidations: Counter,
+    /// What it takes of memory now.
+    pub near_bytes: Counter,
     /// Requests that took too long; see [`crate::engine::SlowLog`].
     pub slow: Counter,
 }

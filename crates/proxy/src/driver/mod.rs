@@ -550,6 +550,9 @@ impl Loop {
                     "closing a client that doesn't read what it asked for"
                 );
             }
+            Action::NotNear { server, error } => {
+                tracing::warn!(%server, error, "the near cache holds nothing of this server");
+            }
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Blocked {
     pub conn: ConnId,
     /// As it came, for sending it elsewhere when its slot moves.
     request: Box<[u8]>,
-    lane: Option<u16>,
+    pub lane: Option<u16>,
     /// It waits for its slot to settle, until then.
     postponed: Option<(Micros, Pending)>,
 }

@@ -18,14 +18,8 @@ impl Core {
         profile: u16,
         client: ClientId,
     ) -> Result<ConnId, &'static [u8]> {
-        let found = self.servers.get(usize::from(server)).and_then(|server| {
-            let link = server.links.iter().find(|link| link.profile == profile)?;
-            match link.shared.as_slice() {
-                [only] => *only,
-                all => *all.get(client.index() % all.len().max(1))?,
-            }
-        });
-        match found {
+        let found = self.servers.get(usize::from(server));
+        match found.and_then(|server| server.shared_conn(profile, client)) {
             Some(conn) => Ok(conn),
             None => self.connect_at(server, profile, client.index()),
         }
@@ -82,7 +76,9 @@ impl Core {
         if let Some(profile) = self.profiles.get(usize::from(profile)) {
             begin(&mut conn, profile, self.now);
         }
-        pool.scripts.send(&mut conn, self.now);
+        if self.profiles.get(usize::from(profile)).is_none_or(|profile| !profile.tracks) {
+            pool.scripts.send(&mut conn, self.now);
+        }
         let conn = self.conns.insert(conn);
         if !server.links.iter().any(|link| link.profile == profile) {
             let shared = vec![None; pool.server_connections];
@@ -184,6 +180,9 @@ fn begin(conn: &mut Conn, profile: &Profile, now: Micros) {
     if profile.read_only {
         send(&["READONLY"]);
     }
+    if profile.tracks {
+        send(&["CLIENT", "TRACKING", "ON"]);
+    }
 }
 
 impl Engine {
@@ -251,6 +250,7 @@ impl Engine {
         let (streaming, follows) = (conn.streaming, conn.follows);
         let (index, profile) = (conn.server, conn.profile);
         let private = conn.private.take();
+        let near = conn.near;
         self.core.turn.woken.append(&mut conn.waiting);
         // What a reader was asked goes to a primary.
         let profile = self.core.of_reader(profile).unwrap_or(profile);
@@ -291,6 +291,9 @@ impl Engine {
         }
         if let Some(private) = private {
             self.private_lost(id, private, error);
+        }
+        if near {
+            self.core.near_lost(id);
         }
     }
 
@@ -393,7 +396,7 @@ impl Engine {
             }
             let mut late = *pending;
             let server = conn.server;
-            if matches!(late.kind, Kind::Prologue | Kind::Session(_)) {
+            if matches!(late.kind, Kind::Prologue | Kind::Session(_) | Kind::Near) {
                 self.core.count_fault(server, late.at);
                 self.kill_conn(id, error::TIMED_OUT);
                 return;

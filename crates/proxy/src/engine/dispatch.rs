@@ -334,12 +334,15 @@ impl Core {
             return Outcome::Taken;
         };
         let mut profile = client.profile;
-        let elsewhere = nature.reads && !pool.readers.is_empty();
+        let diverted = nature.reads && pool.diverts;
         if !pool.flux.is_empty() && self.waits_for_flux(client.pool, target.lane, id) {
             client.hold = Hold::Server;
             return Outcome::Later;
         }
-        if elsewhere {
+        if diverted {
+            if self.answer_near(id, client, request, key, (target.lane, server)) {
+                return Outcome::Taken;
+            }
             (server, profile) = self.reader_for(client.pool, server, profile, id);
         }
         if self.retiring > 0 && self.waits_elsewhere(server, id) {

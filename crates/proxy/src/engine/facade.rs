@@ -201,6 +201,10 @@ impl Core {
                 ("proxy_redirects", sum(|c| &c.redirects)),
                 ("proxy_retries", sum(|c| &c.retries)),
                 ("proxy_errors", sum(|c| &c.forward_errors)),
+                ("proxy_near_hits", sum(|c| &c.near_hits)),
+                ("proxy_near_misses", sum(|c| &c.near_misses)),
+                ("proxy_near_invalidations", sum(|c| &c.near_invalidations)),
+                ("proxy_near_bytes", sum(|c| &c.near_bytes)),
             ],
             "Replication" => {
                 vec![("role", "master".to_owned()), ("connected_slaves", "0".to_owned())]

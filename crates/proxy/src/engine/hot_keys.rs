@@ -12,7 +12,7 @@
 
 use protocol::commands;
 
-use super::{ConnId, Engine, Micros, request};
+use super::{ConnId, Core, Engine, Micros, request};
 
 /// Keys that are counted at once.
 pub const KEYS_MAX: usize = 64;
@@ -121,6 +121,22 @@ impl Sample {
             && least.bytes < bytes
         {
             *least = LargeKey { key: key.into(), bytes };
+        }
+    }
+}
+
+impl Core {
+    /// A request for one key was answered from memory.
+    pub(super) fn sample_near(&mut self, key: &[u8], request_bytes: usize, reply_bytes: usize) {
+        self.sample_in = self.sample_in.wrapping_sub(1);
+        if self.sample_in == 0
+            && let Some(sample) = &mut self.sample
+        {
+            self.sample_in = sample.one_in;
+            if key.len() <= KEY_BYTES_MAX {
+                sample.turn(self.now);
+                sample.count(key, request_bytes as u64, reply_bytes as u64);
+            }
         }
     }
 }

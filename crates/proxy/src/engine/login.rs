@@ -393,6 +393,7 @@ impl Engine {
                 database: database.unwrap_or_default(),
                 resp3: false,
                 read_only: false,
+                tracks: false,
             };
             if self.core.profiles.len() < PROFILES_MAX || self.core.profiles.contains(&profile) {
                 let profile = self.core.profile(profile);

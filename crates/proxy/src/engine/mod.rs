@@ -35,6 +35,7 @@ mod hot_keys;
 mod identity;
 mod local;
 mod login;
+mod near;
 mod output;
 mod private;
 mod quota;
@@ -64,6 +65,7 @@ pub use self::{
     figures::{Figures, PoolFigures, Queue, ServerFigures},
     hot_keys::{HotFigures, HotKey, LargeKey},
     login::{Password, User, Users},
+    near::NearCache,
     quota::{Allowance, Quota, Taken},
     server::ConnId,
     settings::{Limits, PoolSetup, Profile},
@@ -107,6 +109,8 @@ pub enum Action {
     Refresh { pool: usize },
     /// Say that a client is being closed because it doesn't read what it asked of a server.
     Unread { client: ClientId, server: Arc<Address> },
+    /// Say that the near cache holds nothing of a server, which won't tell what changes.
+    NotNear { server: Arc<Address>, error: String },
 }
 
 /// How a connection to a server ended.
@@ -154,6 +158,9 @@ pub(crate) struct Pool {
     flux: Vec<redirect::Flux>,
     scripts: Scripts,
     readers: readers::ReaderTable,
+    near: Option<Box<near::Near>>,
+    /// Reads are not simply sent to primaries: there is one of the two.
+    diverts: bool,
 }
 
 impl Pool {
@@ -173,7 +180,14 @@ impl Pool {
             flux: Vec::new(),
             scripts: Scripts::default(),
             readers: readers::ReaderTable::default(),
+            near: None,
+            diverts: false,
         }
+    }
+
+    /// After a change of who answers reads.
+    fn settle_reads(&mut self) {
+        self.diverts = self.near.is_some() || !self.readers.is_empty();
     }
 }
 
@@ -262,7 +276,9 @@ impl Engine {
         let servers = setup.servers.iter();
         let servers =
             servers.map(|address| self.core.add_server(pool, Arc::clone(address))).collect();
-        let added = Pool::new(setup, servers, profile, users);
+        let mut added = Pool::new(setup, servers, profile, users);
+        added.near = self.core.near_for(&added.route, profile, &added.counters);
+        added.settle_reads();
         self.core.limits.board.note_pool(pool, &added.counters);
         self.core.pools.push(added);
         pool

@@ -115,6 +115,7 @@ impl Engine {
         }
         if let Some(pool) = self.core.pools.get_mut(pool) {
             pool.readers = table;
+            pool.settle_reads();
         }
         let gone: BTreeSet<_> = readers.gone.iter().collect();
         for id in self.core.conns.ids() {

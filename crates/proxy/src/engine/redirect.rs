@@ -119,7 +119,7 @@ impl Core {
         let Some(conn) = self.conns.get(id) else { return false };
         let Some(server) = self.servers.get(usize::from(conn.server)) else { return false };
         let Some(wanted) = wanted(reply, &server.address) else { return false };
-        let pool_index = server.pool;
+        let (pool_index, asked) = (server.pool, conn.server);
         let reader = self.of_reader(conn.profile);
         let profile = reader.unwrap_or(conn.profile);
         if self.time_is_up(pool_index, pending) {
@@ -146,7 +146,10 @@ impl Core {
             Wanted::Ask { address } => {
                 Some((self.add_server(usize::from(pool_index), Arc::new(address)), true))
             }
-            Wanted::Patience => None,
+            Wanted::Patience => {
+                self.near_doubts(pool_index, asked);
+                None
+            }
         };
         let mut request = Delayed::new(pool_index, profile, *pending, bytes, reply);
         let Some((server, asking)) = target.filter(|_| pending.tries < TRIES_AT_ONCE) else {
@@ -278,6 +281,9 @@ impl Core {
             && slots.owner(slot.number()) != Some(index)
         {
             slots.set_owner(slot.number(), index);
+            if let Some(near) = &mut pool.near {
+                near.has_moved(slot.number());
+            }
             self.find_flux(pool_index);
         }
         server
@@ -410,6 +416,7 @@ impl Engine {
         if let Some(pool) = self.core.pools.get_mut(pool_index) {
             (pool.route, pool.servers) = (Route::Slots(slots), servers);
             self.core.find_flux(pool_index as u16);
+            self.core.near_follows(pool_index as u16);
             self.core.bring_scripts(pool_index as u16);
         }
     }

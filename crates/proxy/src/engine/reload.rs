@@ -4,6 +4,8 @@
 //! A client that gave the former password stays authenticated, and where none was wanted before
 //! clients need not give the new one: the same as in the engines.
 
+use std::sync::Arc;
+
 use super::{Core, Ending, Engine, Pool, PoolSetup, Route};
 
 impl Engine {
@@ -13,6 +15,8 @@ impl Engine {
         let users = self.core.logins(std::mem::take(&mut setup.users));
         let profile = self.core.profile(setup.profile.clone());
         let Some(old) = self.core.pools.get_mut(index) else { return };
+        let near = old.near.take();
+        let counters = Arc::clone(&old.counters);
         let former = std::mem::take(&mut old.servers);
         let old_profile = std::mem::replace(&mut old.profile, profile);
         let connections = setup.server_connections.max(1);
@@ -31,12 +35,15 @@ impl Engine {
                 self.core.forgive(*server);
             }
         }
+        self.core.end_near(near);
+        let fresh = self.core.near_for(&setup.route, profile, &counters);
         if let Some(pool) = self.core.pools.get_mut(index) {
             let (flux, scripts) =
                 (std::mem::take(&mut pool.flux), std::mem::take(&mut pool.scripts));
-            let counters = pool.counters.clone();
             *pool = Pool::new(setup, servers, profile, users);
             (pool.counters, pool.flux, pool.scripts) = (counters, flux, scripts);
+            pool.near = fresh;
+            pool.settle_reads();
         }
         self.core.rering(index as u16);
         if old_profile != profile {
@@ -61,7 +68,9 @@ impl Engine {
     pub fn remove_pool(&mut self, index: usize) {
         let Some(pool) = self.core.pools.get_mut(index) else { return };
         let servers = std::mem::take(&mut pool.servers);
+        let near = pool.near.take();
         pool.rering_at = None;
+        self.core.end_near(near);
         for id in self.clients.ids() {
             if let Some(client) = self.clients.get_mut(id)
                 && usize::from(client.pool) == index

@@ -129,6 +129,10 @@ impl Engine {
                     (None, _) => break Read::Upto(start),
                     (Some(b'>'), Ok(Scan::Whole(length))) => {
                         seen += length;
+                        if conn.near {
+                            let message = bytes.get(start..seen).unwrap_or_default();
+                            self.core.near_message(id, message);
+                        }
                         start = seen;
                         continue;
                     }
@@ -222,6 +226,9 @@ impl Engine {
         let Some(conn) = self.core.conns.get_mut(id) else { return false };
         // A message out of turn, which nobody here asked for.
         if reply.first() == Some(&b'>') && !conn.streaming {
+            if conn.near {
+                self.core.near_message(id, reply);
+            }
             return true;
         }
         let Some(mut pending) = conn.pop() else { return false };
@@ -242,6 +249,9 @@ impl Engine {
             server.counters.latency.record(self.core.now.saturating_sub(pending.at));
         }
         let slow = self.core.now.saturating_sub(pending.at) >= self.core.slow_after;
+        if is_wanted && self.core.limits.near.is_some() {
+            self.core.near_reply_passed(id, &pending, reply, streamed);
+        }
         if keeps {
             let again = is_error
                 && is_wanted
@@ -288,6 +298,10 @@ impl Engine {
             Kind::Discard | Kind::Asking => return true,
             Kind::Prologue => return self.prologue_reply(id, reply),
             Kind::Session(role) => return self.session_reply(id, &pending, role, reply, streamed),
+            Kind::Near => {
+                self.core.near_reply(id, &pending, reply);
+                return true;
+            }
         }
         if let Some(client) = self.clients.get_mut(pending.client) {
             if streamed && !client.is_next(pending.number) {
@@ -307,6 +321,9 @@ impl Engine {
         if reply.first() == Some(&b'-') {
             // It would be the same for each request.
             let reply = reply.to_vec();
+            if self.core.conns.get(id).is_some_and(|conn| conn.near) {
+                self.core.near_refused(id, &reply);
+            }
             self.kill_conn(id, &reply);
         }
         true
@@ -326,6 +343,9 @@ impl Engine {
             conn.streaming = true;
             return Part::Passed;
         }
+        if pending.kind == Kind::Near {
+            return self.near_part(id, part);
+        }
         let limits = &self.core.limits;
         match self.clients.get_mut(pending.client) {
             // Nobody wants it any more.
@@ -338,7 +358,11 @@ impl Engine {
                 client.mark(pending.client, &mut self.core.turn);
                 conn.passed = if begins { part.len() } else { conn.passed + part.len() };
                 conn.streaming = true;
-                if conn.passed >= self.core.limits.long_reply_bytes {
+                let is_long = conn.passed >= self.core.limits.long_reply_bytes;
+                if self.core.limits.near.is_some() {
+                    self.core.near_part_passed(id, pending, part, begins);
+                }
+                if is_long {
                     self.clear_the_way(id);
                 }
                 Part::Passed
@@ -359,5 +383,21 @@ impl Engine {
             Some(_) if part.len() < limits.waiting_bytes_hard => Part::Kept,
             Some(_) => Part::MustWait,
         }
+    }
+
+    /// Likewise of a value for the near cache, which takes it as a whole or not at all.
+    #[cold]
+    fn near_part(&mut self, id: ConnId, part: &[u8]) -> Part {
+        if !self.core.is_too_long_for_near(id, part) {
+            return Part::Kept;
+        }
+        if let Some(conn) = self.core.conns.get_mut(id)
+            && let Some(first) = conn.pending.front_mut()
+        {
+            first.kind = Kind::Discard;
+            conn.expired = conn.expired.max(1);
+            conn.streaming = true;
+        }
+        Part::Passed
     }
 }

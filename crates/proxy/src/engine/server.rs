@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{ClientId, Micros, Turn, output::Output, reply::Framer, slab::Id};
+use super::{ClientId, Micros, Turn, near::Sum, output::Output, reply::Framer, slab::Id};
 use crate::{counters::ServerCounters, route::Address};
 
 /// Room for so many requests is kept when there are none.
@@ -28,6 +28,18 @@ pub(super) struct Server {
     /// It has no part in its ring before.
     pub ejected_until: Micros,
     pub counters: Arc<ServerCounters>,
+}
+
+impl Server {
+    /// The connection that a client's requests go over, if there is one.
+    #[inline]
+    pub fn shared_conn(&self, profile: u16, client: ClientId) -> Option<ConnId> {
+        let link = self.links.iter().find(|link| link.profile == profile)?;
+        match link.shared.as_slice() {
+            [only] => *only,
+            all => *all.get(client.index() % all.len().max(1))?,
+        }
+    }
 }
 
 /// Connections in the same state: same user, database and protocol.
@@ -77,6 +89,10 @@ pub struct Conn {
     pub(super) waiting: Vec<ClientId>,
     /// Where it isn't shared.
     pub(super) private: Option<Private>,
+    /// It is the near cache's.
+    pub(super) near: bool,
+    /// What was passed on of the first reply, where the near cache wants to know.
+    pub(super) seen: Option<Sum>,
 }
 
 /// What is special about a connection that belongs to one client.
@@ -132,6 +148,8 @@ pub(super) enum Kind {
     Discard,
     /// It came over a private connection.
     Session(Role),
+    /// It is for the near cache.
+    Near,
 }
 
 /// What a request over a private connection was.
@@ -191,6 +209,8 @@ impl Conn {
             stalled_first: None,
             waiting: Vec::new(),
             private: None,
+            near: false,
+            seen: None,
         }
     }
 

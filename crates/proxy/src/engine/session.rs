@@ -49,6 +49,14 @@ impl Session {
         self.transaction.is_none() && self.errand.is_none() && self.subscriptions.is_none()
     }
 
+    /// The slot of its transaction, or of what it waits for.
+    pub fn lane(&self) -> Option<u16> {
+        match &self.errand {
+            Some(Errand::Blocked(blocked)) => blocked.lane,
+            _ => self.transaction.as_ref()?.lane,
+        }
+    }
+
     /// Its connections.
     pub fn conns(&self) -> Vec<ConnId> {
         let transaction = self.transaction.iter().filter_map(|transaction| transaction.conn);
@@ -181,6 +189,9 @@ impl Engine {
         reply: &[u8],
         streamed: bool,
     ) -> bool {
+        if self.core.limits.near.is_some() && matches!(role, Role::End | Role::Blocked) {
+            self.near_session_passed(pending.client);
+        }
         let keeps = match role {
             Role::Watch | Role::Step | Role::Queued => self.step_reply(id, pending, role, reply),
             Role::End => self.end_reply(id, pending, reply, streamed),

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Board, Micros, login::Users, quota::Quota, request::RequestLimits, slow_log::SlowLog};
+use super::{
+    Board, Micros, login::Users, near::NearCache, quota::Quota, request::RequestLimits,
+    slow_log::SlowLog,
+};
 use crate::route::{Address, Route};
 
 /// What may be held in memory, and for how long.
@@ -40,6 +43,8 @@ pub struct Limits {
     pub sample_one_in: Option<u32>,
     /// What all clients together may ask.
     pub quota: Option<Arc<Quota>>,
+    /// Hot keys of a cluster are answered from memory.
+    pub near: Option<NearCache>,
 }
 
 impl Limits {
@@ -70,6 +75,7 @@ impl Default for Limits {
             slow_log: None,
             sample_one_in: None,
             quota: None,
+            near: None,
         }
     }
 }
@@ -85,14 +91,16 @@ pub struct Profile {
     pub resp3: bool,
     /// READONLY: replicas serve it.
     pub read_only: bool,
+    /// CLIENT TRACKING: the server says which keys change of those that were read.
+    pub tracks: bool,
 }
 
 impl fmt::Debug for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { user, password: _, database, resp3, read_only } = self;
+        let Self { user, password: _, database, resp3, read_only, tracks } = self;
         let mut shown = f.debug_struct("Profile");
         shown.field("user", user).field("database", database).field("resp3", resp3);
-        shown.field("read_only", read_only);
+        shown.field("read_only", read_only).field("tracks", tracks);
         shown.finish_non_exhaustive()
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Transaction {
     sent: bool,
     /// It was taken.
     taken: bool,
-    lane: Option<u16>,
+    pub lane: Option<u16>,
     /// Requests since MULTI, or the only WATCH, as they came.
     log: Vec<u8>,
     /// Not all of them are there.

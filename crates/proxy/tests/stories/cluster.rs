@@ -384,7 +384,7 @@ impl pretend::World for World {
                     conn.end.read = true;
                 }
             }
-            Action::Unread { client, .. } => panic!("{client:?} reads"),
+            Action::Unread { .. } | Action::NotNear { .. } => panic!("{action:?}"),
             Action::Refresh { .. } => {
                 if self.rng.chance(20) {
                     self.tell_topology();

@@ -332,6 +332,7 @@ impl pretend::World for World {
             }
             Action::Refresh { .. } => unreachable!("there is no cluster"),
             Action::Unread { .. } => assert!(self.faults, "all read"),
+            Action::NotNear { .. } => unreachable!("it holds nothing"),
         }
     }
 }

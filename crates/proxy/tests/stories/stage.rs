@@ -21,6 +21,8 @@ pub struct Stage {
     pub deaf: BTreeSet<usize>,
     /// Clients that were closed because of that.
     pub unread: Vec<ClientId>,
+    /// Why servers are not asked for what the near cache holds.
+    pub not_near: Vec<String>,
     /// Connections that are not to be read.
     pub stalled: BTreeSet<usize>,
 }
@@ -55,6 +57,7 @@ impl Stage {
             held: BTreeSet::new(),
             deaf: BTreeSet::new(),
             unread: Vec::new(),
+            not_near: Vec::new(),
             stalled: BTreeSet::new(),
         }
     }
@@ -67,9 +70,15 @@ impl Stage {
 
     /// A client sends a request.
     pub fn ask(&mut self, client: ClientId, words: &[&str]) {
-        let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-        for each in words {
-            word(&mut bytes, each.as_bytes());
+        self.ask_all(client, &[words]);
+    }
+
+    /// A client sends requests at once.
+    pub fn ask_all(&mut self, client: ClientId, requests: &[&[&str]]) {
+        let mut bytes = Vec::new();
+        for words in requests {
+            bytes.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+            words.iter().for_each(|each| word(&mut bytes, each.as_bytes()));
         }
         assert!(self.is_read(client));
         if !self.engine.client_bytes(client, &bytes) {
@@ -171,6 +180,7 @@ impl Stage {
                         self.stalled.remove(&id.index());
                     }
                     Action::Unread { client, .. } => self.unread.push(client),
+                    Action::NotNear { error, .. } => self.not_near.push(error),
                     Action::Refresh { .. } => {}
                 }
             }
