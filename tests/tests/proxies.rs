@@ -211,6 +211,7 @@ async fn another_process_takes_a_proxys_place() {
         format!("metrics: \"127.0.0.1:{metrics}\", threads: 2"),
         format!("metrics: \"127.0.0.1:{metrics}\", threads: 2, slow-log: 1s"),
         "read-from: replica, lag-max: 5s, hot-keys: 1".to_owned(),
+        "near-cache: 8MiB".to_owned(),
     ];
     for keys in others {
         let before = fleet.proxy_pid(&name).unwrap();

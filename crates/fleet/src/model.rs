@@ -8,7 +8,9 @@ use protocol::{Engine, EngineKind, Version};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use proxy::{Listen, Proxy, ProxyAddress, ProxyService, ProxyStart, ProxyTls, ReadFrom};
+pub use proxy::{
+    Listen, NearCache, Proxy, ProxyAddress, ProxyService, ProxyStart, ProxyTls, ReadFrom,
+};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {

@@ -28,6 +28,7 @@ use protocol::Engine;
 
 pub use error::{SpecError, SpecErrors};
 pub use profile::profile_defaults;
+pub use quantity::parse_size;
 
 use self::{
     config::unknown_directive,

@@ -24,7 +24,7 @@ use std::{
 
 use proxy::{
     driver::{self, Acceptor, Connector, ListenError, Notice, TlsError, TlsFiles},
-    engine::{Allowance, Limits, Micros, PoolSetup, Profile, Quota, SlowLog, Users},
+    engine::{Allowance, Limits, Micros, NearCache, PoolSetup, Profile, Quota, SlowLog, Users},
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
@@ -80,6 +80,8 @@ pub struct Service {
     pub reading: Reading,
     /// One request in so many is looked at for hot and large keys; None: none is.
     pub sample_one_in: Option<u32>,
+    /// Keys that are read often are answered from memory, which all threads share out among them.
+    pub near: Option<NearCache>,
 }
 
 /// Which requests are noted as slow.
@@ -165,9 +167,17 @@ impl Proxy {
         let users = setup.users.own.iter();
         let own = users.filter_map(|user| Some((Some(user.name.clone()), user.quota.clone()?)));
         let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
-        let sample_one_in = service.sample_one_in;
-        let limits =
-            Limits { slow_log: slow_log.clone(), quota, sample_one_in, ..Limits::default() };
+        let share = |near: NearCache| {
+            let bytes_max = near.bytes_max / setup.threads.max(1);
+            NearCache { bytes_max, ..near }
+        };
+        let limits = Limits {
+            slow_log: slow_log.clone(),
+            quota,
+            sample_one_in: service.sample_one_in,
+            near: service.near.map(share),
+            ..Limits::default()
+        };
         let mut loops = Vec::with_capacity(setup.threads);
         for number in 0..setup.threads {
             let pool = PoolSetup {

@@ -34,6 +34,8 @@ pub struct ProxyStart {
     pub slow_log_ms: u64,
     /// One request in so many is looked at for hot and large keys; None: none is.
     pub hot_keys: Option<u32>,
+    /// Keys that are read often are answered from memory; None: none are.
+    pub near_cache: Option<NearCache>,
     /// What all clients together may ask a second; None: as much as they like.
     pub requests_per_second: Option<u32>,
     /// Bytes a second, of requests and replies of all clients together; None: any number.
@@ -52,10 +54,26 @@ impl ProxyStart {
         users: None,
         slow_log_ms: 10,
         hot_keys: None,
+        near_cache: None,
         requests_per_second: None,
         bytes_per_second: None,
         proxy_protocol: false,
     };
+}
+
+/// What a proxy answers from its own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearCache {
+    /// All threads' together.
+    pub bytes: u64,
+    /// No value is older, in seconds.
+    pub age_s: u32,
+}
+
+impl NearCache {
+    /// With less there is no use in one.
+    pub const BYTES_MIN: u64 = 1 << 20;
+    pub const AGE_S: u32 = 5;
 }
 
 /// Where a proxy's reads go.

@@ -88,6 +88,7 @@ fn settled(wanted: &ProxyStart, now: &ProxyStart) -> String {
         ("the file of its users", wanted.users != now.users),
         ("what is slow", wanted.slow_log_ms != now.slow_log_ms),
         ("how often it looks for hot keys", wanted.hot_keys != now.hot_keys),
+        ("what it answers from its own memory", wanted.near_cache != now.near_cache),
         ("whether load balancers say who clients are", wanted.proxy_protocol != now.proxy_protocol),
     ];
     let other = what.iter().find(|(_, differs)| *differs);

@@ -10,14 +10,14 @@ use super::{
     read::{At, Field, Place, Reader, Reported, nearest_or_all},
 };
 use crate::model::{
-    ClusterName, HostId, Listen, Proxy, ProxyAddress, ProxyName, ProxyService, ProxyStart,
-    ProxyTls, ReadFrom,
+    ClusterName, HostId, Listen, NearCache, Proxy, ProxyAddress, ProxyName, ProxyService,
+    ProxyStart, ProxyTls, ReadFrom,
 };
 
 const PORT: u16 = 6_379;
 const THREADS_MAX: u32 = 64;
 const DRAIN_MS_MAX: u64 = 600_000;
-const LAG_MAX_S: u32 = 3_600;
+const SPAN_MAX_S: u32 = 3_600;
 /// A unix socket's path may have so many bytes (`sun_path` of unix(7), with its last 0).
 const PATH_BYTES_MAX: usize = 107;
 
@@ -105,16 +105,10 @@ impl DraftProxy {
             return None;
         }
         let lag_max = take(&mut spec.lag_max).or(Millis(u64::from(plain.lag_max_s) * 1_000), place);
-        let lag_max = lag_max.and_then(|lag| {
-            let seconds = u32::try_from(lag.value.0 / 1_000).ok();
-            let seconds = seconds.filter(|seconds| (1..=LAG_MAX_S).contains(seconds));
-            if seconds.is_none() {
-                reader.error(&lag.place, "lag-max must be 1s to 1h");
-            }
-            seconds
-        });
+        let lag_max = lag_max.and_then(|lag| seconds(&lag, "lag-max", reader));
         let slow_log = take(&mut spec.slow_log).or(Millis(plain.slow_log_ms), place);
         let hot_keys = count(take(&mut spec.hot_keys), "hot-keys", reader);
+        let near_cache = Self::near_cache(spec, place, reader);
         let requests = take(&mut spec.requests_per_second);
         let requests_per_second = count(requests, "requests-per-second", reader);
         let bytes_per_second = take(&mut spec.bytes_per_second).optional();
@@ -128,10 +122,38 @@ impl DraftProxy {
             users: users.ok()?,
             slow_log_ms: slow_log?.value.0,
             hot_keys: hot_keys.ok()?,
+            near_cache: near_cache.ok()?,
             requests_per_second: requests_per_second.ok()?,
             bytes_per_second: bytes_per_second.ok()?.map(|size| size.0.0),
             proxy_protocol: protocol?.value == ProxyProtocol::Required,
         })
+    }
+
+    fn near_cache(
+        spec: &mut ProxySpec,
+        place: &Place,
+        reader: &mut Reader,
+    ) -> Result<Option<NearCache>, Reported> {
+        let age = take(&mut spec.near_cache_age);
+        let size = match take(&mut spec.near_cache) {
+            Field::Given(size) => size,
+            field => {
+                if let (Field::Given(age), Field::Missing) = (&age, &field) {
+                    reader
+                        .error(&age.place, "near-cache-age says nothing without near-cache")
+                        .hint("say how much it may hold: near-cache: 64MiB");
+                }
+                return field.optional().map(|_| None);
+            }
+        };
+        let bytes = size.value.0.0;
+        if bytes < NearCache::BYTES_MIN {
+            reader.error(&size.place, "near-cache must be 1MiB or more");
+        }
+        let age = age.or(Millis(u64::from(NearCache::AGE_S) * 1_000), place);
+        let age_s = age.and_then(|age| seconds(&age, "near-cache-age", reader));
+        let near = age_s.filter(|_| bytes >= NearCache::BYTES_MIN);
+        near.map(|age_s| Some(NearCache { bytes, age_s })).ok_or(Reported)
     }
 
     /// The model's proxy, where every part was good.
@@ -166,6 +188,16 @@ impl DraftProxy {
 
 fn take<T>(field: &mut Field<T>) -> Field<T> {
     std::mem::replace(field, Field::Missing)
+}
+
+/// A span of 1 s to 1 h, in whole seconds.
+fn seconds(span: &At<Millis>, what: &str, reader: &mut Reader) -> Option<u32> {
+    let seconds = u32::try_from(span.value.0 / 1_000).ok();
+    let seconds = seconds.filter(|seconds| (1..=SPAN_MAX_S).contains(seconds));
+    if seconds.is_none() {
+        reader.error(&span.place, format!("{what} must be 1s to 1h"));
+    }
+    seconds
 }
 
 /// A number above 0, where one is given.

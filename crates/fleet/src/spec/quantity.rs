@@ -45,10 +45,15 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
+/// A size as the spec has it, such as 512MiB; None: it is none.
+pub fn parse_size(text: &str) -> Option<Bytes> {
+    parse(text, &SIZE_UNITS).map(Bytes)
+}
+
 impl Decode for Size {
     fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {
         let text = reader.scalar(node, "a size, such as 512MiB")?;
-        let size = parse(text, &SIZE_UNITS);
+        let size = parse_size(text);
         if size.is_none() {
             let place = reader.place(node.mark);
             reader.error(&place, format!("not a size: {text:?}")).hint(
@@ -56,7 +61,7 @@ impl Decode for Size {
                  kb, mb and gb are read as the engines read them",
             );
         }
-        size.map(|size| Self(Bytes(size)))
+        size.map(Self)
     }
 }
 

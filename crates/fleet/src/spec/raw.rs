@@ -215,6 +215,12 @@ mapping! {
         /// Look at one request in so many for the keys that are asked for most. Default: at none.
         #[schemars(range(min = 1))]
         hot_keys: u32,
+        /// So much memory, such as 64MiB, for the keys that are read most: their GETs are answered from
+        /// there, and the servers say when one of them changes. 1MiB or more. What that means for what
+        /// clients see stands in docs/reference/proxy.md. Default: none.
+        near_cache: Size,
+        /// What is answered from there is not older, such as 5s; 1s to 1h, to the second. Default: 5s.
+        near_cache_age: Millis,
         /// What all clients together may ask a second; who asks more is read later. Default: as much
         /// as they like.
         #[schemars(range(min = 1))]

@@ -1,5 +1,6 @@
 //! `keyfleet proxy`: let plain clients use a cluster, or a ring of servers.
 
+mod near;
 mod reading;
 mod tls;
 mod top;
@@ -86,6 +87,8 @@ pub struct Args {
     bytes_per_second: Option<u64>,
     #[command(flatten)]
     reading: reading::ReadingArgs,
+    #[command(flatten)]
+    near: near::NearArgs,
     /// Look at one request in N for the keys that are asked for most, and large ones:
     /// http://METRICS/hot and `proxy top`
     #[arg(long, value_name = "N", conflicts_with = "twemproxy",
@@ -254,6 +257,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         allowance,
         reading: args.reading.read()?,
         sample_one_in: args.hot_keys,
+        near: args.near.read(),
         taken: Vec::new(),
     })
 }

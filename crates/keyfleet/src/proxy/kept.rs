@@ -21,7 +21,7 @@ use fleet::{
 };
 use proxy::{
     driver::{CertificateFiles, ClientAuthority, TlsFiles},
-    engine::{Allowance, Profile, Users},
+    engine::{Allowance, Micros, NearCache, Profile, Users},
     route::Address,
 };
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,10 @@ impl State {
                 zones: self.zones.clone(),
             },
             sample_one_in: start.hot_keys,
+            near: start.near_cache.map(|near| NearCache {
+                bytes_max: near.bytes as usize,
+                age: Micros::from(near.age_s) * 1_000_000,
+            }),
         }
     }
 

@@ -180,7 +180,7 @@ type Family = (&'static str, &'static str, &'static str);
 type PoolFamily = (Family, fn(&PoolCounters) -> &Counter);
 type ServerFamily = (Family, fn(&ServerCounters) -> &Counter);
 
-const POOL: [PoolFamily; 13] = [
+const POOL: [PoolFamily; 17] = [
     (("clients", "gauge", "Connections of clients."), |c| &c.clients),
     (("clients_accepted_total", "counter", "Connections of clients, ever."), |c| &c.clients_ever),
     (("clients_refused_total", "counter", "Connections that were one too many."), |c| {
@@ -192,7 +192,7 @@ const POOL: [PoolFamily; 13] = [
     (("clients_unread_total", "counter", "Clients closed because they didn't read."), |c| {
         &c.clients_unread
     }),
-    (("requests_total", "counter", "Requests that were forwarded."), |c| &c.requests),
+    (("requests_total", "counter", "Requests for servers."), |c| &c.requests),
     (("request_bytes_total", "counter", "Bytes of those."), |c| &c.request_bytes),
     (("response_bytes_total", "counter", "Bytes written to clients."), |c| &c.response_bytes),
     (("forward_errors_total", "counter", "Requests that the proxy answered with an error."), |c| {
@@ -204,6 +204,12 @@ const POOL: [PoolFamily; 13] = [
     (("detours_total", "counter", "Requests that went around a slow reader's reply."), |c| {
         &c.detours
     }),
+    (("near_hits_total", "counter", "GETs that the near cache answered."), |c| &c.near_hits),
+    (("near_misses_total", "counter", "GETs that it could not answer."), |c| &c.near_misses),
+    (("near_invalidations_total", "counter", "Keys of it that a server said changed."), |c| {
+        &c.near_invalidations
+    }),
+    (("near_bytes", "gauge", "Memory that it takes."), |c| &c.near_bytes),
 ];
 
 const SERVER: [ServerFamily; 8] = [
