@@ -315,6 +315,8 @@ pub struct BackupPolicy {
     pub keep: Option<u32>,
     /// Those that are not older stay.
     pub keep_days: Option<u32>,
+    /// Every command after them is kept too.
+    pub continuous: bool,
 }
 
 /// A directive's occurrences in a configuration file, each a list of arguments. One occurrence for

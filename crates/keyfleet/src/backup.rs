@@ -4,6 +4,7 @@
 //! PLACE/cluster/2026-11-22T18-30-00Z/0001.rdb …      the shards' files
 //! PLACE/cluster/2026-11-22T18-30-00Z/in-progress     somebody writes it
 //! PLACE/cluster/2026-11-22T18-30-00Z/manifest.json   it is complete
+//! PLACE/cluster/stream/2026-11-22T18-29-59Z/…        every command from then on ([`segment`])
 //! ```
 //!
 //! Each file is what a node sent to us as to a replica ([`replica`]), parsed while it passes, so what
@@ -16,14 +17,18 @@
 //! is in it. No slot is missing or twice: the shards' claims to slots ([`layout::Claim`]) are the same
 //! before and after their files were taken, or the file is taken again.
 
+pub mod follow;
 pub mod layout;
 pub mod manifest;
 mod passage;
+pub mod point;
 pub mod reader;
 pub mod replica;
 pub mod retention;
 pub mod schedule;
+pub mod segment;
 pub mod shelf;
 pub mod storage;
+pub mod tail;
 pub mod take;
 pub mod verify;

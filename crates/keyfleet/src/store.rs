@@ -9,6 +9,7 @@
 //! stopped/<cluster>    `down` was asked for
 //! freeze/<cluster>     planned changes are off until a time
 //! backups/<cluster>    how guard's backups came out
+//! kept/<cluster>       how the keeping of the commands after them goes
 //! history/<cluster>    when the primary's role was moved by our hand
 //! applied.yaml         the spec that guard enforces
 //! lease, waiting       who may change the world; see [`crate::lease`]
@@ -33,7 +34,7 @@ use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backup::schedule::Record,
+    backup::{follow, schedule::Record},
     proxy::kept::{PROXY_SERVED, PROXY_STATE, State},
     secrets::Secret,
 };
@@ -228,7 +229,7 @@ impl Store {
                 remove_directory(&self.proxy_dir(&proxy))?;
             }
         }
-        for marks in ["freeze", "history", "backups"] {
+        for marks in ["freeze", "history", "backups", "kept"] {
             remove(&self.root.join(marks).join(cluster.as_str()))?;
         }
         Ok(())
@@ -264,6 +265,17 @@ impl Store {
     pub fn set_backups(&self, cluster: &ClusterName, record: &Record) -> Result<(), StoreError> {
         let path = self.root.join("backups").join(cluster.as_str());
         replace(&path, json(record, &path)?.as_bytes())
+    }
+
+    /// How guard's keeping of the cluster's commands goes; None where none were kept yet.
+    pub fn kept(&self, cluster: &ClusterName) -> Result<Option<follow::State>, StoreError> {
+        let text = read(&self.root.join("kept").join(cluster.as_str()))?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    pub fn set_kept(&self, cluster: &ClusterName, kept: &follow::State) -> Result<(), StoreError> {
+        let path = self.root.join("kept").join(cluster.as_str());
+        replace(&path, json(kept, &path)?.as_bytes())
     }
 
     /// The text of the spec that guard enforces.

@@ -365,7 +365,8 @@ fn lower_policy(spec: BackupSpec, place: &Place, reader: &mut Reader) -> Option<
     };
     let (keep, keep_days) = (number(spec.keep, "keep"), number(spec.keep_days, "keep-days"));
     let (keep, keep_days) = (keep?, keep_days?);
-    Some(BackupPolicy { to: to.value, every_ms: every.value.0, keep, keep_days })
+    let continuous = spec.continuous.or(false, place)?.value;
+    Some(BackupPolicy { to: to.value, every_ms: every.value.0, keep, keep_days, continuous })
 }
 
 fn lower_engine(engine: At<EngineSpec>, reader: &mut Reader) -> Option<EngineWant> {

@@ -117,8 +117,11 @@ mapping! {
         /// For how many days they are kept; with `keep`, what either of the two keeps.
         #[schemars(range(min = 1, max = 100_000))]
         keep_days: u32,
+        /// Every command after a backup is kept too, so that `keyfleet restore --at TIME` can go back to
+        /// any second. Default: false.
+        continuous: bool,
     }
-    required ["to"] later ["continuous"]
+    required ["to"] later []
 }
 
 mapping! {

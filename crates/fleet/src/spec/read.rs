@@ -292,6 +292,19 @@ impl Decode for u32 {
     }
 }
 
+impl Decode for bool {
+    fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {
+        let truth = match &node.kind {
+            Kind::Scalar { text, style: Style::Plain } => text.parse().ok(),
+            _ => None,
+        };
+        if truth.is_none() {
+            reader.wrong_kind(node, "true or false");
+        }
+        truth
+    }
+}
+
 impl Decode for String {
     /// Any scalar's own text, so that a version 7.10 stays what it is.
     fn decode(node: &Node, reader: &mut Reader) -> Option<Self> {

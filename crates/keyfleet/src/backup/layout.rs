@@ -43,6 +43,13 @@ pub struct Source {
     pub memory_bytes: u64,
 }
 
+impl Shard {
+    /// What it owns; empty for a server that is no cluster's.
+    pub fn slots(&self) -> SlotSet {
+        self.claim.slots.clone()
+    }
+}
+
 impl Layout {
     /// From what was seen of a cluster; in words why nothing can be relied on now.
     pub fn of(observed: &Observed, cluster: &ClusterName) -> Result<Self, String> {

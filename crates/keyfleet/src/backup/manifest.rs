@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, NaiveDateTime};
 use protocol::{Engine, NodeId, SlotSet};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::replica::Point;
+use super::{replica::Point, shelf::ShelfError};
 
 /// The name of the document below a backup's own.
 pub const MANIFEST: &str = "manifest.json";
@@ -92,22 +93,46 @@ impl Manifest {
     }
 }
 
+/// A document that says its version. `shown`: the name of what it is in.
+pub(super) fn parse<T: DeserializeOwned>(
+    text: &[u8],
+    known: u32,
+    shown: impl Fn() -> String,
+) -> Result<T, ShelfError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let damaged = |source| ShelfError::Damaged { name: shown(), source };
+    let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
+    if version > known {
+        return Err(ShelfError::Newer { name: shown(), version });
+    }
+    serde_json::from_slice(text).map_err(damaged)
+}
+
+/// How a name says a time.
+const ID: &str = "%Y-%m-%dT%H-%M-%SZ";
+
 /// A backup's name from the time when it was begun (milliseconds since the Unix epoch). Later ones sort
 /// behind.
 pub fn id(at_ms: u64) -> String {
-    let seconds = at_ms / 1000;
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Gregorian, counted from March of the year 0, so that leap days come last: 400 years have
-    // 146,097 days.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (year, month) = (era * 400 + year + u64::from(month >= 10), (month + 2) % 12 + 1);
-    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{of_month:02}T{hour:02}-{minute:02}-{second:02}Z")
+    let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
+    at.unwrap_or_default().format(ID).to_string()
+}
+
+/// A time as people say it, milliseconds since the Unix epoch: `2026-11-22T18:30:00Z`, with an offset in
+/// place of Z, or as backups are named.
+pub fn time(text: &str) -> Option<u64> {
+    let named = || Some(NaiveDateTime::parse_from_str(text, ID).ok()?.and_utc().timestamp_millis());
+    let at = DateTime::parse_from_rfc3339(text).ok().map(|at| at.timestamp_millis());
+    u64::try_from(at.or_else(named)?).ok()
+}
+
+/// A time as people read it.
+pub fn shown(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
+    at.unwrap_or_default().format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]
@@ -124,5 +149,17 @@ mod tests {
         check(1_735_689_599, "2024-12-31T23-59-59Z");
         check(1_735_689_600, "2025-01-01T00-00-00Z");
         check(4_102_444_800, "2100-01-01T00-00-00Z");
+    }
+
+    #[test]
+    fn times() {
+        let check = |text: &str, expected| assert_eq!(time(text), expected, "{text}");
+        check("1970-01-01T00:00:01Z", Some(1_000));
+        check("1970-01-01T01:00:01.5+01:00", Some(1_500));
+        check("2025-01-01T00-00-00Z", Some(1_735_689_600_000));
+        check("2025-01-01 00:00:00", None);
+        check("1969-12-31T23:59:59Z", None);
+        check("latest", None);
+        assert_eq!(shown(1_735_689_600_999), "2025-01-01T00:00:00Z");
     }
 }

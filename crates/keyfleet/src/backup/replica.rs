@@ -2,7 +2,8 @@
 //!
 //! We say that we want the file alone (`rdb-only`): then no commands pile up for us at the server
 //! while the file is on its way. We acknowledge nothing, so that nobody who counts replicas (WAIT,
-//! min-replicas-to-write) counts us.
+//! min-replicas-to-write) counts us. What is written after the file is read by a
+//! [`Tail`](super::tail::Tail).
 //! Source: `syncCommand` and `replconfCommand` in `replication.c`.
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -60,49 +61,67 @@ enum End {
     Mark([u8; MARK_BYTES]),
 }
 
-/// A copy that is on its way.
+/// A connection on which a server takes us for a replica.
 #[derive(Debug)]
-pub struct Copy {
+pub(super) struct Wire {
     address: SocketAddr,
     stream: TcpStream,
     /// What came and was not handed out.
-    buffer: Vec<u8>,
+    pub buffer: Vec<u8>,
+}
+
+/// A copy that is on its way.
+#[derive(Debug)]
+pub struct Copy {
+    wire: Wire,
     pub point: Point,
     end: Option<End>,
 }
 
-impl Copy {
-    /// Asks for a copy; returns when the server has begun to make it.
-    pub async fn ask(
+impl Wire {
+    /// Connects, logs in and says what we can do. `wishes`: what we want besides; one that the server
+    /// doesn't know is no error.
+    pub async fn open(
         address: SocketAddr,
         login: Option<&Login>,
         engine: &Engine,
+        wishes: &[[&str; 2]],
     ) -> Result<Self, CopyError> {
         let mut link = Connection::open(address, login, DEADLINE).await?;
         let version = engine.version.to_string();
-        let mut wishes = vec![["capa", "eof"], ["capa", "psync2"], ["rdb-only", "1"]];
+        let mut all = vec![["capa", "eof"], ["capa", "psync2"]];
+        all.extend(wishes);
         if engine.kind == EngineKind::Valkey {
             // Else it takes us for an old one, and may write an old format.
-            wishes.push(["version", &version]);
+            all.push(["version", &version]);
         }
-        for [what, value] in wishes {
+        for [what, value] in all {
             match link.call(["REPLCONF", what, value]).await {
                 // One that doesn't know the wish.
                 Ok(_) | Err(ClientError::Server { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let stream = link.into_stream();
-        let point = Point { id: String::new(), offset: 0 };
-        let mut copy = Self { address, stream, buffer: Vec::new(), point, end: None };
-        let sent = copy.stream.write_all(b"PSYNC ? -1\r\n").await;
-        sent.map_err(|source| CopyError::Broken { address, source })?;
-        let line = copy.line().await?;
-        copy.point = full_copy(&line).ok_or_else(|| copy.refused(&line))?;
-        Ok(copy)
+        Ok(Self { address, stream: link.into_stream(), buffer: Vec::new() })
     }
 
-    fn refused(&self, line: &str) -> CopyError {
+    /// Asks to go on at a point, or for a copy; the answer's line.
+    pub async fn psync(&mut self, from: Option<&Point>) -> Result<String, CopyError> {
+        let asked = match from {
+            Some(Point { id, offset }) => format!("PSYNC {id} {}\r\n", offset + 1),
+            None => "PSYNC ? -1\r\n".to_owned(),
+        };
+        self.send(asked.as_bytes()).await?;
+        self.line().await
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
+        let address = self.address;
+        let sent = self.stream.write_all(bytes).await;
+        sent.map_err(|source| CopyError::Broken { address, source })
+    }
+
+    pub fn refused(&self, line: &str) -> CopyError {
         let address = self.address;
         match line.strip_prefix('-') {
             Some(text) => CopyError::Refused { address, source: ServerError::parse(text) },
@@ -110,43 +129,8 @@ impl Copy {
         }
     }
 
-    /// The next bytes, appended. They may hold more than the file: who reads it knows where it ends,
-    /// and says so to [`Copy::check_end`].
-    pub async fn read(&mut self, into: &mut Vec<u8>) -> Result<(), CopyError> {
-        if self.end.is_none() {
-            let line = self.line().await?;
-            self.end = Some(end(&line).ok_or_else(|| self.refused(&line))?);
-        }
-        if self.buffer.is_empty() {
-            self.more().await?;
-        }
-        into.append(&mut self.buffer);
-        Ok(())
-    }
-
-    /// The file had so many bytes, and these came after it: is that what the server announced?
-    pub async fn check_end(&mut self, bytes: u64, mut after: Vec<u8>) -> Result<(), CopyError> {
-        let address = self.address;
-        match self.end.clone() {
-            Some(End::Length(length)) if length == bytes => Ok(()),
-            Some(End::Mark(mark)) => {
-                while after.len() < MARK_BYTES {
-                    self.more().await?;
-                    after.append(&mut self.buffer);
-                }
-                let what = "something else than the end that it announced";
-                if after.starts_with(&mark) {
-                    Ok(())
-                } else {
-                    Err(CopyError::Cut { address, what })
-                }
-            }
-            _ => Err(CopyError::Cut { address, what: "a file of another length than announced" }),
-        }
-    }
-
     /// A line without its end. Empty ones only say that the server is still there.
-    async fn line(&mut self) -> Result<String, CopyError> {
+    pub async fn line(&mut self) -> Result<String, CopyError> {
         loop {
             if let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let rest = self.buffer.split_off(at + 1);
@@ -165,7 +149,8 @@ impl Copy {
         }
     }
 
-    async fn more(&mut self) -> Result<(), CopyError> {
+    /// Waits for more bytes, which go behind those in the buffer.
+    pub async fn more(&mut self) -> Result<(), CopyError> {
         let address = self.address;
         self.buffer.reserve(256 << 10);
         let read = timeout(IDLE_MAX, self.stream.read_buf(&mut self.buffer)).await;
@@ -181,8 +166,57 @@ impl Copy {
     }
 }
 
+impl Copy {
+    /// Asks for a copy; returns when the server has begun to make it.
+    pub async fn ask(
+        address: SocketAddr,
+        login: Option<&Login>,
+        engine: &Engine,
+    ) -> Result<Self, CopyError> {
+        let mut wire = Wire::open(address, login, engine, &[["rdb-only", "1"]]).await?;
+        let line = wire.psync(None).await?;
+        let point = full_copy(&line).ok_or_else(|| wire.refused(&line))?;
+        Ok(Self { wire, point, end: None })
+    }
+
+    /// The next bytes, appended. They may hold more than the file: who reads it knows where it ends,
+    /// and says so to [`Copy::check_end`].
+    pub async fn read(&mut self, into: &mut Vec<u8>) -> Result<(), CopyError> {
+        if self.end.is_none() {
+            let line = self.wire.line().await?;
+            self.end = Some(end(&line).ok_or_else(|| self.wire.refused(&line))?);
+        }
+        if self.wire.buffer.is_empty() {
+            self.wire.more().await?;
+        }
+        into.append(&mut self.wire.buffer);
+        Ok(())
+    }
+
+    /// The file had so many bytes, and these came after it: is that what the server announced?
+    pub async fn check_end(&mut self, bytes: u64, mut after: Vec<u8>) -> Result<(), CopyError> {
+        let address = self.wire.address;
+        match self.end.clone() {
+            Some(End::Length(length)) if length == bytes => Ok(()),
+            Some(End::Mark(mark)) => {
+                while after.len() < MARK_BYTES {
+                    self.wire.more().await?;
+                    after.append(&mut self.wire.buffer);
+                }
+                let what = "something else than the end that it announced";
+                if after.starts_with(&mark) {
+                    Ok(())
+                } else {
+                    Err(CopyError::Cut { address, what })
+                }
+            }
+            _ => Err(CopyError::Cut { address, what: "a file of another length than announced" }),
+        }
+    }
+}
+
 /// `+FULLRESYNC id offset`
-fn full_copy(line: &str) -> Option<Point> {
+pub(super) fn full_copy(line: &str) -> Option<Point> {
     let mut words = line.strip_prefix("+FULLRESYNC ")?.split(' ');
     Some(Point { id: words.next()?.to_owned(), offset: words.next()?.parse().ok()? })
 }

@@ -2,18 +2,20 @@
 //!
 //! One at a time, beside all else that guard does: a backup only reads. What was missed is made up for
 //! once, for the next is due a whole period after the last. After a failure it is tried again sooner.
+//! Commands are kept of all clusters that want it, all the time.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use fleet::model::{BackupPolicy, ClusterName};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
+    follow::{self, Progress, told},
     retention::Retention,
     shelf,
     storage::{Storage, is_url},
@@ -27,6 +29,9 @@ use crate::{
 
 /// The longest pause after a failure.
 const AGAIN_MS: u64 = 900_000;
+
+/// After commands could not be kept.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Between two looks at what is due.
 const LOOK: Duration = Duration::from_secs(1);
@@ -89,6 +94,7 @@ pub fn place(store: &Store, policy: &BackupPolicy) -> String {
 #[derive(Debug, Default)]
 pub struct Schedule {
     running: Option<Running>,
+    following: BTreeMap<ClusterName, Following>,
     looked: Option<Instant>,
 }
 
@@ -98,19 +104,48 @@ struct Running {
     stop: watch::Sender<bool>,
 }
 
+/// A cluster whose commands are kept.
+#[derive(Debug)]
+struct Following {
+    running: Running,
+    progress: Arc<Progress>,
+    /// The spec that it was begun by.
+    spec: String,
+    noted: follow::State,
+}
+
+impl Running {
+    fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Gives it up, and waits until it has cleared away.
+    async fn end(self) -> bool {
+        let _ = self.stop.send(true);
+        timeout(END_TIME_MAX, self.task).await.is_ok()
+    }
+}
+
 impl Schedule {
     /// Begins what is due, where nothing is under way. To be called often.
     pub fn tick(&mut self, session: &Session) -> Result<(), StoreError> {
-        if self.running.as_ref().is_some_and(|running| !running.task.is_finished())
-            || self.looked.is_some_and(|looked| looked.elapsed() < LOOK)
-        {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
             return Ok(());
         }
         self.looked = Some(Instant::now());
+        self.keep_commands(session)?;
+        if self.running.as_ref().is_some_and(|running| !running.is_over()) {
+            return Ok(());
+        }
         let mut due = Vec::new();
         for (name, cluster) in &session.fleet.clusters {
             if let Some(policy) = cluster.backup.as_ref().filter(|_| !cluster.stopped) {
-                due.push((session.store.backups(name)?.due_ms(policy.every_ms), name, policy));
+                let mut record = session.store.backups(name)?;
+                let following = self.following.get(name);
+                if following.is_some_and(|following| following.progress.wants_backup()) {
+                    record.last = None;
+                }
+                due.push((record.due_ms(policy.every_ms), name, policy));
             }
         }
         // The one that has waited longest.
@@ -128,12 +163,17 @@ impl Schedule {
         };
         let retention = Retention { keep: policy.keep, keep_days: policy.keep_days };
         let (store, name) = (Arc::clone(&session.store), name.clone());
+        let following = self.following.get(&name).map(|following| Arc::clone(&following.progress));
+        let before = following.as_ref().map(|progress| progress.state());
         let task = tokio::spawn(async move {
             let started_ms = now_ms();
             let taken = match job {
                 Ok(job) => run(job, retention, stopped).await,
                 Err(error) => Err(error),
             };
+            if let Some((progress, before)) = following.zip(before).filter(|_| taken.is_ok()) {
+                progress.backed_up(&before);
+            }
             if let Err(error) = note(&store, &name, started_ms, taken) {
                 tracing::warn!("{error}");
             }
@@ -142,13 +182,69 @@ impl Schedule {
         Ok(())
     }
 
+    /// Keeps the commands of those clusters whose policy says so.
+    fn keep_commands(&mut self, session: &Session) -> Result<(), StoreError> {
+        let clusters = session.fleet.clusters.iter().filter(|(_, cluster)| !cluster.stopped);
+        let wanted: BTreeMap<&ClusterName, &BackupPolicy> = clusters
+            .filter_map(|(name, cluster)| Some((name, cluster.backup.as_ref()?)))
+            .filter(|(_, policy)| policy.continuous)
+            .collect();
+        for (name, following) in &mut self.following {
+            if !wanted.contains_key(name) || following.spec != session.text {
+                let _ = following.running.stop.send(true);
+            }
+            let state = following.progress.state();
+            if state != following.noted {
+                session.store.set_kept(name, &state)?;
+                following.noted = state;
+            }
+        }
+        self.following.retain(|_, following| !following.running.is_over());
+        for (name, policy) in wanted {
+            if self.following.contains_key(name) {
+                continue;
+            }
+            let storage = match Storage::open(&place(&session.store, policy)) {
+                Ok(storage) => storage,
+                Err(error) => {
+                    tracing::warn!(cluster = %name, "no commands are kept: {}", told(&error));
+                    continue;
+                }
+            };
+            let mut job = Job::of_fleet(session, name, storage)?;
+            let (stop, stopped) = watch::channel(false);
+            let progress = Arc::new(Progress::default());
+            let watched = Arc::clone(&progress);
+            let task = tokio::spawn(async move {
+                let ended = follow::follow(&mut job, follow::SEGMENT, &watched, stopped).await;
+                if let Err(error) = ended {
+                    tracing::warn!(cluster = job.cluster, "no commands are kept: {}", told(&error));
+                    // Not again at once.
+                    sleep(AGAIN).await;
+                }
+            });
+            let following = Following {
+                running: Running { task, stop },
+                progress,
+                spec: session.text.clone(),
+                noted: follow::State::default(),
+            };
+            self.following.insert(name.clone(), following);
+        }
+        Ok(())
+    }
+
     /// Gives up what is under way, and waits until it has cleared away.
     pub async fn end(self) {
-        if let Some(Running { task, stop }) = self.running {
-            let _ = stop.send(true);
-            if timeout(END_TIME_MAX, task).await.is_err() {
-                tracing::warn!("a backup was left behind; a later one clears it away");
+        for following in self.following.into_values() {
+            if !following.running.end().await {
+                tracing::warn!("some commands were not kept; who goes on asks for them again");
             }
+        }
+        if let Some(running) = self.running
+            && !running.end().await
+        {
+            tracing::warn!("a backup was left behind; a later one clears it away");
         }
     }
 }
@@ -188,15 +284,7 @@ fn note(
         // Whoever takes over takes it.
         Err(BackupError::Stopped) => return Ok(()),
         Err(error) => {
-            let mut why = error.to_string();
-            let mut next = std::error::Error::source(&error);
-            while let Some(error) = next {
-                let text = error.to_string();
-                if !why.contains(&text) {
-                    why = format!("{why}: {text}");
-                }
-                next = error.source();
-            }
+            let why = told(&error);
             tracing::warn!(%cluster, "no backup: {why}");
             record.failed = Some(Failed { started_ms, why });
         }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Deserialize;
 
 use super::{
     manifest::{self, MANIFEST, Manifest, VERSION},
     retention::Retention,
+    segment::{self, STREAM},
     storage::{Storage, StorageError},
 };
 
@@ -30,17 +30,14 @@ pub enum ShelfError {
     Storage(#[from] StorageError),
     #[error("{name} can't be understood")]
     Damaged { name: String, source: serde_json::Error },
+    #[error("{name} is not what was written")]
+    Changed { name: String },
     #[error("{name} was written by a newer keyfleet (its version is {version})")]
     Newer { name: String, version: u32 },
     #[error("there is no backup {wanted} in {place}")]
     Missing { wanted: String, place: String },
     #[error("{place} holds backups of several clusters: {clusters}")]
     Several { place: String, clusters: String },
-}
-
-#[derive(Deserialize)]
-struct Versioned {
-    version: u32,
 }
 
 fn under(cluster: &str, id: &str) -> String {
@@ -54,7 +51,9 @@ pub async fn clusters(storage: &Storage) -> Result<Vec<String>, StorageError> {
 
 /// The names of a cluster's backups, complete or not, in order of time.
 async fn names(storage: &Storage, cluster: &str) -> Result<BTreeSet<String>, StorageError> {
-    Ok(storage.directories(cluster).await?.into_iter().collect())
+    let mut names: BTreeSet<String> = storage.directories(cluster).await?.into_iter().collect();
+    names.remove(STREAM);
+    Ok(names)
 }
 
 /// One backup; None where it isn't complete.
@@ -65,12 +64,7 @@ pub async fn read(
 ) -> Result<Option<Manifest>, ShelfError> {
     let name = format!("{}/{MANIFEST}", under(cluster, id));
     let Some(text) = storage.read(&name).await? else { return Ok(None) };
-    let damaged = |source| ShelfError::Damaged { name: storage.shown(&name), source };
-    let Versioned { version } = serde_json::from_slice(&text).map_err(damaged)?;
-    if version > VERSION {
-        return Err(ShelfError::Newer { name: storage.shown(&name), version });
-    }
-    serde_json::from_slice(&text).map(Some).map_err(damaged)
+    manifest::parse(&text, VERSION, || storage.shown(&name)).map(Some)
 }
 
 /// A cluster's complete backups by time. One that can't be understood is an error of its own.
@@ -89,24 +83,33 @@ pub async fn all(
     Ok(found.into_iter().flatten().collect())
 }
 
+/// The cluster that is named, or the only one. `wanted`: what is looked for.
+pub async fn cluster(
+    storage: &Storage,
+    named: Option<&str>,
+    wanted: &str,
+) -> Result<String, ShelfError> {
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let place = || storage.place().to_owned();
+    let mut found = clusters(storage).await?;
+    if found.len() > 1 {
+        return Err(ShelfError::Several { place: place(), clusters: found.join(", ") });
+    }
+    let missing = || ShelfError::Missing { wanted: wanted.to_owned(), place: place() };
+    found.pop().ok_or_else(missing)
+}
+
 /// The backup of this name, or the last one by `latest`.
 pub async fn find(
     storage: &Storage,
-    cluster: Option<&str>,
+    named: Option<&str>,
     wanted: &str,
 ) -> Result<Manifest, ShelfError> {
     let missing =
         || ShelfError::Missing { wanted: wanted.to_owned(), place: storage.place().to_owned() };
-    let cluster = if let Some(cluster) = cluster {
-        cluster.to_owned()
-    } else {
-        let mut found = clusters(storage).await?;
-        if found.len() > 1 {
-            let (place, clusters) = (storage.place().to_owned(), found.join(", "));
-            return Err(ShelfError::Several { place, clusters });
-        }
-        found.pop().ok_or_else(missing)?
-    };
+    let cluster = cluster(storage, named, wanted).await?;
     if wanted != "latest" {
         return read(storage, &cluster, wanted).await?.ok_or_else(missing);
     }
@@ -207,13 +210,14 @@ pub async fn clean(
     Ok(cleaned)
 }
 
-/// Throws away the backups that have had their time. Their names.
+/// Throws away the backups that have had their time, and commands from before those that are left.
+/// The backups' names.
 pub async fn expire(
     storage: &Storage,
     cluster: &str,
     retention: Retention,
     now_ms: u64,
-) -> Result<Vec<String>, StorageError> {
+) -> Result<Vec<String>, ShelfError> {
     let complete: Vec<(String, u64)> = all(storage, cluster)
         .await?
         .into_iter()
@@ -223,6 +227,10 @@ pub async fn expire(
     let outdated = retention.outdated(&complete, now_ms);
     for id in &outdated {
         discard(storage, cluster, id).await?;
+    }
+    let left = complete.iter().filter(|(id, _)| !outdated.contains(id));
+    if let Some(since_ms) = left.map(|(_, at_ms)| *at_ms).min().filter(|_| !outdated.is_empty()) {
+        segment::expire(storage, cluster, since_ms).await?;
     }
     Ok(outdated)
 }

@@ -122,7 +122,7 @@ impl Watch {
         locked(&self.waiting_for).clone()
     }
 
-    fn wait_for(&self, what: Option<String>) {
+    pub(super) fn wait_for(&self, what: Option<String>) {
         *locked(&self.waiting_for) = what;
     }
 }
@@ -337,7 +337,7 @@ const NOWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 /// What a cluster that rests looks like; waits until it does.
-async fn rested(job: &mut Job, watch: &Watch) -> Result<Layout, BackupError> {
+pub(super) async fn rested(job: &mut Job, watch: &Watch) -> Result<Layout, BackupError> {
     let until = Instant::now() + job.patience;
     loop {
         let error = match look(&mut job.origin, job.login.as_ref()).await {
@@ -362,7 +362,7 @@ async fn rested(job: &mut Job, watch: &Watch) -> Result<Layout, BackupError> {
     }
 }
 
-async fn look(origin: &mut Origin, login: Option<&Login>) -> Result<Layout, LookError> {
+pub(super) async fn look(origin: &mut Origin, login: Option<&Login>) -> Result<Layout, LookError> {
     match origin {
         Origin::Fleet { fleet, observer, cluster } => {
             let observed = observer.observe(fleet).await?;
@@ -402,7 +402,7 @@ async fn look(origin: &mut Origin, login: Option<&Login>) -> Result<Layout, Look
     }
 }
 
-async fn info(address: SocketAddr, login: Option<&Login>) -> Result<Info, ClientError> {
+pub(super) async fn info(address: SocketAddr, login: Option<&Login>) -> Result<Info, ClientError> {
     let mut link = Connection::open(address, login, DEADLINE).await?;
     let reply = link.call(["INFO"]).await?;
     Ok(Info::parse(reply.as_str().unwrap_or_default()))

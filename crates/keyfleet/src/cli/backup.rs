@@ -1,5 +1,7 @@
 //! `keyfleet backup`, `keyfleet backups`: backups taken, listed and read back.
 
+mod follow;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicU64, Ordering},
@@ -20,7 +22,8 @@ use super::{
 };
 use crate::{
     backup::{
-        manifest::Manifest,
+        manifest::{Manifest, shown},
+        point::{self, PointError},
         retention::Retention,
         schedule,
         shelf::{self, ShelfError},
@@ -29,6 +32,7 @@ use crate::{
         verify::{self, VerifyError},
     },
     errors::{Exit, Failure},
+    mover::replay,
     observe::{ForeignError, now_ms},
 };
 
@@ -80,6 +84,16 @@ struct Take {
     /// Afterwards delete backups of the cluster that are older; with --keep: what neither keeps
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
+    /// Go on after the backup: keep every command, so that `keyfleet restore --at TIME` can go back to
+    /// any second. Until it is stopped; started again, it goes on
+    #[arg(long)]
+    follow: bool,
+    /// With --follow: how often commands are written to the place; what a crash may lose
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, requires = "follow")]
+    segment: Duration,
+    /// With --follow: how often another backup is taken, from which fewer commands follow
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration, requires = "follow")]
+    every: Duration,
     /// How to print what was backed up
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -131,22 +145,43 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 
 /// What `keyfleet backup` says in the end.
 #[derive(Serialize)]
-struct Taken<'a> {
+struct Taken {
     #[serde(flatten)]
-    manifest: &'a Manifest,
+    manifest: Manifest,
     /// The names of the backups that had their time.
     deleted: Vec<String>,
 }
 
 async fn take(context: &Context, args: Take) -> Result<Exit, Failure> {
-    let asked = signals::asked_to_stop()?;
+    let stop = stopper()?;
     let mut job = job(context, &args).await?;
+    if args.follow {
+        return follow::run(context, &args, job, stop).await;
+    }
+    let taken = taken(context, &args, &mut job, stop).await?;
+    show(context, args.output, &taken)?;
+    Ok(Exit::Done)
+}
+
+/// Turns true when somebody wants this process to end.
+fn stopper() -> Result<watch::Receiver<bool>, Failure> {
+    let asked = signals::asked_to_stop()?;
     let (stopper, stop) = watch::channel(false);
     tokio::spawn(async move {
         asked.await;
         let _ = stopper.send(true);
         std::future::pending::<()>().await;
     });
+    Ok(stop)
+}
+
+/// Takes a backup, and deletes those that have had their time.
+async fn taken(
+    context: &Context,
+    args: &Take,
+    job: &mut Job,
+    stop: watch::Receiver<bool>,
+) -> Result<Taken, Failure> {
     let watch = Watch::default();
     let (storage, cluster) = (job.storage.clone(), job.cluster.clone());
     let mut live = context.printer.live();
@@ -166,16 +201,21 @@ async fn take(context: &Context, args: Take) -> Result<Exit, Failure> {
         }
     };
     let result = tokio::select! {
-        result = take::take(&mut job, &watch, stop) => result,
+        result = take::take(job, &watch, stop) => result,
         never = drawing => never,
     };
     live.clear();
     let manifest = result.map_err(|error| failure(&error))?;
     let retention = Retention { keep: args.keep, keep_days: args.keep_days };
     let deleted = shelf::expire(&storage, &cluster, retention, now_ms()).await;
-    let deleted = deleted.map_err(|error| outcome::storage(&error))?;
-    match args.output {
-        Output::Json => context.printer.json(&Taken { manifest: &manifest, deleted })?,
+    let deleted = deleted.map_err(|error| unfound(&error))?;
+    Ok(Taken { manifest, deleted })
+}
+
+fn show(context: &Context, output: Output, taken: &Taken) -> Result<(), Failure> {
+    let Taken { manifest, deleted } = taken;
+    match output {
+        Output::Json => context.printer.json(taken)?,
         Output::Text => {
             let mut text = format!(
                 "{}: {} of {} in {}, {}\n",
@@ -191,7 +231,7 @@ async fn take(context: &Context, args: Take) -> Result<Exit, Failure> {
             context.printer.data(&text)?;
         }
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 fn line(watch: &Watch, started: Instant) -> String {
@@ -273,6 +313,7 @@ async fn verify(context: &Context, args: Verify) -> Result<Exit, Failure> {
     };
     live.clear();
     result.map_err(|error| damaged(&error))?;
+    let after = verify_after(&storage, &manifest).await?;
     match args.output {
         Output::Json => context.printer.json(&manifest)?,
         Output::Text => {
@@ -288,10 +329,35 @@ async fn verify(context: &Context, args: Verify) -> Result<Exit, Failure> {
             }
             let keys = plural(manifest.keys(), "key");
             text += &format!("{} of {} is whole: {keys}\n", manifest.id, manifest.cluster);
+            if let Some((commands, until_ms)) = after {
+                let (commands, until) = (plural(commands, "command"), shown(until_ms));
+                text += &format!("and so are the {commands} after it, until {until}\n");
+            }
             context.printer.data(&text)?;
         }
     }
     Ok(Exit::Done)
+}
+
+/// Reads the commands that were kept after a backup: how many, and up to when.
+async fn verify_after(
+    storage: &Storage,
+    manifest: &Manifest,
+) -> Result<Option<(u64, u64)>, Failure> {
+    let ranges = point::ranges(storage, &manifest.cluster).await;
+    let ranges = ranges.map_err(|error| unfound(&error))?;
+    let Some(until_ms) = ranges.iter().filter_map(|range| range.until(manifest)).max() else {
+        return Ok(None);
+    };
+    let fault = |error: PointError| no_way(&error, storage.place());
+    let id = Some(manifest.id.as_str());
+    let point = point::find(storage, &manifest.cluster, id, until_ms).await.map_err(fault)?;
+    let mut commands = 0;
+    for shard in &point.shards {
+        let scan = replay::scan(storage, &point, shard).await.map_err(fault)?;
+        commands += scan.commands;
+    }
+    Ok(Some((commands, until_ms)))
 }
 
 /// The backup that is meant.
@@ -306,7 +372,7 @@ pub async fn find(
 }
 
 /// The place that is named, or the only one in the spec.
-fn from(context: &Context, named: Option<&str>) -> Result<Storage, Failure> {
+pub fn from(context: &Context, named: Option<&str>) -> Result<Storage, Failure> {
     let place = if let Some(place) = named {
         place.to_owned()
     } else {
@@ -340,6 +406,8 @@ struct Listed {
     shards: usize,
     keys: u64,
     bytes: u64,
+    /// Up to when every second after it can be gone back to, where commands were kept.
+    until_ms: Option<u64>,
 }
 
 pub async fn list(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
@@ -350,10 +418,12 @@ pub async fn list(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
     };
     let mut found = Vec::new();
     for cluster in clusters {
+        let ranges = point::ranges(&storage, &cluster).await.map_err(|error| unfound(&error))?;
         let all = shelf::all(&storage, &cluster).await;
         for each in all.map_err(|error| outcome::storage(&error))? {
             match each {
                 Ok(manifest) => found.push(Listed {
+                    until_ms: ranges.iter().filter_map(|range| range.until(&manifest)).max(),
                     keys: manifest.keys(),
                     bytes: manifest.bytes(),
                     shards: manifest.shards.len(),
@@ -372,8 +442,11 @@ pub async fn list(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
             let now_ms = now_ms();
             let widest = found.iter().map(|each| each.cluster.len()).max().unwrap_or(0);
             let lines = found.iter().map(|each| {
+                let until = each.until_ms.map_or(String::new(), |until_ms| {
+                    format!(", and every second until {}", shown(until_ms))
+                });
                 format!(
-                    "{}  {}  {} keys {}  took {}, {} ago\n",
+                    "{}  {}  {} keys {}  took {}, {} ago{until}\n",
                     each.id,
                     pad(&each.cluster, widest),
                     pad_left(&count(each.keys), 13),
@@ -391,12 +464,13 @@ pub async fn list(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn unfound(error: &ShelfError) -> Failure {
+pub fn unfound(error: &ShelfError) -> Failure {
     match error {
         ShelfError::Storage(error) => outcome::storage(error),
         ShelfError::Damaged { source, .. } => {
             Failure::user(error.to_string()).because(source).hint("take another backup")
         }
+        ShelfError::Changed { .. } => Failure::user(error.to_string()).hint("take another backup"),
         ShelfError::Newer { .. } => Failure::user(error.to_string()).hint("use a newer keyfleet"),
         ShelfError::Missing { place, .. } => Failure::user(error.to_string())
             .hint(format!("see what is there: keyfleet backups --from {place}")),
@@ -447,4 +521,19 @@ fn damaged(error: &VerifyError) -> Failure {
     let mut failure = Failure::of(error).hint("take another backup: this one is no good");
     failure.exit = Exit::User;
     failure
+}
+
+/// Why there is no way to the moment.
+pub fn no_way(error: &PointError, place: &str) -> Failure {
+    let mut failure = Failure::of(error);
+    failure.exit = Exit::User;
+    match error {
+        PointError::Shelf(error) => unfound(error),
+        PointError::Before { .. } | PointError::Gap { .. } | PointError::NoBase { .. } => {
+            failure.hint(format!("see which times there are: keyfleet backups --from {place}"))
+        }
+        PointError::Hole { .. } | PointError::Damaged { .. } | PointError::Cut { .. } => {
+            failure.hint("choose a time before, or another backup")
+        }
+    }
 }

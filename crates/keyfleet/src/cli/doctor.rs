@@ -35,6 +35,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         if let Some(policy) = cluster.backup.as_ref().filter(|_| !cluster.stopped) {
             let record = session.store.backups(name)?;
             checks.push(doctor::backups(name, policy, &record, now_ms()));
+            if policy.continuous {
+                let kept = session.store.kept(name)?.unwrap_or_default();
+                checks.push(doctor::kept_commands(name, &kept, now_ms()));
+            }
         }
     }
     match args.output {

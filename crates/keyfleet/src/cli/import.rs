@@ -11,7 +11,7 @@ use std::{
 };
 
 use fleet::model::ClusterName;
-use protocol::{Info, Value};
+use protocol::{Info, SlotSet, Value};
 
 pub use self::arguments::Args;
 use self::arguments::Loading;
@@ -31,6 +31,7 @@ use crate::{
         import::{
             self, Existing, ImportError, Job, Watch,
             filter::Filter,
+            report::Report,
             source::{self, Input, SourceError},
             state::{Saved, StateFile},
         },
@@ -46,7 +47,7 @@ const SAVE: Duration = Duration::from_millis(500);
 /// Where to, and how to get in.
 pub(super) struct Goal {
     /// As the user said it.
-    to: String,
+    pub to: String,
     pub target: load::Target,
     pub login: Option<Login>,
     /// Where it is noted how far an import into it got.
@@ -58,6 +59,8 @@ pub(super) struct Load {
     pub inputs: Vec<Input>,
     pub filter: Filter,
     pub existing: Existing,
+    /// Commands follow: for each of the inputs the slots whose keys are wanted.
+    pub followed: Option<Vec<SlotSet>>,
     pub how: Loading,
 }
 
@@ -68,7 +71,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         return Err(error.hint("load it from a file"));
     }
     let goal = goal(context, &args.to).await?;
-    let load = Load { inputs, filter: args.filter(), existing: args.existing(), how: args.how };
+    let (filter, existing) = (args.filter(), args.existing());
+    let load = Load { inputs, filter, existing, followed: None, how: args.how };
     let state = load.state(&goal)?;
     load.run(context, goal, state).await
 }
@@ -121,6 +125,7 @@ impl Load {
         let files: Vec<&str> = self.inputs.iter().map(|input| input.identity.as_str()).collect();
         // What makes it another one: which keys go where, and over what.
         let job = format!("{files:?} {} {:?} {:?}", goal.to, self.filter, self.existing);
+        let job = self.followed.as_ref().map_or(job.clone(), |slots| format!("{job} {slots:?}"));
         let state = StateFile::open(directory, &job)
             .map_err(|error| outcome::failure(&error.into(), false))?;
         if self.how.restart {
@@ -129,13 +134,25 @@ impl Load {
         Ok(Some(state))
     }
 
-    /// Does it, from where the state says.
+    /// Does it, from where the state says, and shows what came of it.
     pub async fn run(
         self,
         context: &Context,
         goal: Goal,
         state: Option<StateFile>,
     ) -> Result<Exit, Failure> {
+        let output = self.how.output;
+        let (report, _) = self.load(context, goal, state).await?;
+        outcome::show(context.printer, output, &report)
+    }
+
+    /// Does it, from where the state says.
+    pub async fn load(
+        self,
+        context: &Context,
+        goal: Goal,
+        state: Option<StateFile>,
+    ) -> Result<(Report, Option<StateFile>), Failure> {
         let stop = signals::asked_to_stop()?;
         let from = state.as_ref().and_then(StateFile::load);
         let total: u64 = self.inputs.iter().map(|input| input.bytes).sum();
@@ -148,7 +165,6 @@ impl Load {
             saved.map_err(|error| outcome::failure(&error.into(), false))?;
         }
         let resumable = state.is_some();
-        let output = self.how.output;
         let job = Arc::new(Job {
             inputs: self.inputs,
             target: goal.target,
@@ -159,6 +175,7 @@ impl Load {
             patience: self.how.patience,
             dry_run: self.how.dry_run,
             verify: self.how.verify,
+            followed: self.followed,
             state,
         });
         let watch = Arc::new(Watch::default());
@@ -203,7 +220,8 @@ impl Load {
                 return Err(outcome::failure(&error, resumable));
             }
         };
-        outcome::show(context.printer, output, &report)
+        // Nobody else has it: the worker has ended.
+        Ok((report, Arc::into_inner(job).and_then(|job| job.state)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `keyfleet restore`: a backup into a running cluster or server, by the importer.
 
+mod moment;
+
 use std::net::SocketAddr;
 
 use protocol::{ClusterNodes, Info};
@@ -12,7 +14,12 @@ use super::{
 };
 use crate::{
     admin_client::{ClientError, Connection, DEADLINE, Login},
-    backup::{manifest::Manifest, reader::Stored, shelf, storage::Storage},
+    backup::{
+        manifest::{self, Manifest},
+        reader::Stored,
+        shelf,
+        storage::Storage,
+    },
     errors::{Exit, Failure},
     mover::{
         import::{Existing, filter::Filter, source::Input, state::StateFile},
@@ -41,17 +48,31 @@ pub struct Args {
     /// Let the backup's value take the place of one that is there
     #[arg(long)]
     replace: bool,
+    /// As it was at that moment, to the second: 2026-11-22T18:30:00Z. Takes what `keyfleet backup
+    /// --follow` kept; `latest` is the last backup before then. The target must be empty
+    #[arg(long, value_name = "TIME", value_parser = moment,
+          conflicts_with_all = ["yes", "replace", "verify"])]
+    at: Option<u64>,
     #[command(flatten)]
     how: Loading,
 }
 
+fn moment(text: &str) -> Result<u64, String> {
+    let wanted = "a time like 2026-11-22T18:30:00Z, or 2026-11-22T19:30:00+01:00";
+    manifest::time(text).ok_or_else(|| format!("that is not {wanted}"))
+}
+
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    if let Some(at_ms) = args.at {
+        return moment::run(context, args, at_ms).await;
+    }
     let (storage, manifest) = find(context, &args.shelf, &args.id).await?;
     let goal = goal(context, &args.to).await?;
     let load = Load {
         inputs: inputs(&storage, &manifest),
         filter: Filter::default(),
         existing: if args.replace { Existing::Replace } else { Existing::Fail },
+        followed: None,
         how: args.how,
     };
     let state = load.state(&goal)?;

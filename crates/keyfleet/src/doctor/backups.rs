@@ -3,7 +3,10 @@
 use fleet::model::{BackupPolicy, ClusterName};
 
 use super::{Check, Verdict};
-use crate::backup::schedule::Record;
+use crate::backup::{follow, schedule::Record};
+
+/// Commands that are kept later than this are late.
+const KEPT_LATE_MS: u64 = 60_000;
 
 /// Of one cluster that has a policy.
 pub fn backups(
@@ -33,6 +36,28 @@ pub fn backups(
     check.bad(verdict, format!("keyfleet backup {cluster}"))
 }
 
+/// Of one cluster whose commands are to be kept.
+pub fn kept_commands(cluster: &ClusterName, kept: &follow::State, now_ms: u64) -> Check {
+    const WHY: &str =
+        "a mistake is undone to the second only where the commands before it are kept";
+    let behind_s = now_ms.saturating_sub(kept.until_ms) / 1_000;
+    let mut found = match kept.until_ms {
+        0 => format!("{cluster}: none yet"),
+        _ => format!("{cluster}: up to {behind_s} s ago"),
+    };
+    for why in [&kept.waiting_for, &kept.broken].into_iter().flatten() {
+        found = format!("{found}; {why}");
+    }
+    let check = Check::ok("kept commands", WHY, found);
+    if behind_s * 1_000 <= KEPT_LATE_MS {
+        return check;
+    }
+    check.bad(
+        Verdict::Fail,
+        "see what holds it up: keyfleet logs; is guard at work? keyfleet status",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,8 +66,13 @@ mod tests {
     #[test]
     fn verdicts() {
         const HOUR: u64 = 3_600_000;
-        let policy =
-            BackupPolicy { to: "/b".to_owned(), every_ms: HOUR, keep: None, keep_days: None };
+        let policy = BackupPolicy {
+            to: "/b".to_owned(),
+            every_ms: HOUR,
+            keep: None,
+            keep_days: None,
+            continuous: false,
+        };
         let check = |last_ms: Option<u64>, failed: bool, verdict, found: &str| {
             let success =
                 |started_ms| Success { id: "id".to_owned(), started_ms, keys: 1, bytes: 1 };

@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::backups::backups;
+pub use self::backups::{backups, kept_commands};
 use fleet::model::{Bytes, Fleet};
 use serde::Serialize;
 

@@ -18,6 +18,7 @@ mod commands;
 mod compare;
 pub mod filter;
 pub mod report;
+mod restore;
 pub mod source;
 pub mod state;
 
@@ -30,6 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use protocol::SlotSet;
 use tokio::runtime::Handle;
 
 use self::{
@@ -66,6 +68,9 @@ pub struct Job {
     pub patience: Duration,
     pub dry_run: bool,
     pub verify: bool,
+    /// Commands follow: for each of the inputs the slots whose keys are wanted. Ends are put off by
+    /// [`LATER_MS`](super::replay::LATER_MS), and when all is loaded the state says so instead of being forgotten.
+    pub followed: Option<Vec<SlotSet>>,
     /// Where it is noted how far it got; None where it can't go on later.
     pub state: Option<StateFile>,
 }
@@ -212,8 +217,12 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
         report.verified = Some(verified);
         report.read.troubles.join(troubles);
     }
-    if let Some(state) = &job.state {
-        state.forget();
+    match &job.state {
+        Some(state) if job.followed.is_some() => {
+            state.save(&Saved { loaded: true, ..Saved::default() })?;
+        }
+        Some(state) => state.forget(),
+        None => {}
     }
     report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(report)

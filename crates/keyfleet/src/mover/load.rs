@@ -34,6 +34,7 @@ use tokio::{
 };
 
 pub use self::direct::Direct;
+pub(super) use self::lane::passes;
 use self::{
     lane::{Batch, Sent},
     mend::Stray,

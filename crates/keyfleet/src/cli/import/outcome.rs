@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     admin_client::ClientError,
-    backup::storage::StorageError,
+    backup::{manifest::shown, storage::StorageError},
     cli::{
         printer::{Live, Output, Printer},
         text::{bar, count, pad, pad_left, plural, size, span},
@@ -176,6 +176,10 @@ fn text(report: &Report) -> String {
     };
     let rest = if parts.is_empty() { String::new() } else { format!("; {}", parts.join(", ")) };
     out.push_str(&format!("{head}{rest}\n"));
+    if let Some(replayed) = &report.replayed {
+        let commands = plural(replayed.commands, "command");
+        out.push_str(&format!("{commands} done again: as of {}\n", shown(replayed.at_ms)));
+    }
     if let Some(verified) = &report.verified {
         let same = plural(verified.same, "key");
         out.push_str(&format!("verified: {same} same, {} different\n", count(verified.different)));

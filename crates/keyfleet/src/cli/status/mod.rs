@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{connect, context::Context, printer::Output, signals};
 use crate::{
     admin_client::Pool,
-    backup::schedule::Record,
+    backup::{follow, schedule::Record},
     errors::{Exit, Failure},
     lease::Lease,
     observe::{Observer, now_ms},
@@ -42,6 +42,8 @@ pub struct GuardView {
     pub healing_frozen_until_ms: Option<u64>,
     /// How the backups that it takes came out, of clusters that have any by plan.
     pub backups: BTreeMap<ClusterName, Record>,
+    /// How the keeping of the commands after them goes, of clusters where they are kept.
+    pub kept: BTreeMap<ClusterName, follow::State>,
     /// What it mended in the last hour, and why so, oldest first.
     pub lately: Vec<Deed>,
 }
@@ -144,6 +146,12 @@ pub fn guard(session: &Session) -> Result<GuardView, Failure> {
     let until =
         |freezes: &mut dyn Iterator<Item = &Freeze>| freezes.map(|freeze| freeze.until_ms).max();
     let holder = Lease::holder(&session.store)?;
+    let mut kept = BTreeMap::new();
+    for (name, cluster) in &session.fleet.clusters {
+        if cluster.backup.as_ref().is_some_and(|policy| policy.continuous) {
+            kept.extend(session.store.kept(name)?.map(|kept| (name.clone(), kept)));
+        }
+    }
     let planned = session.fleet.clusters.iter().filter(|(_, cluster)| cluster.backup.is_some());
     Ok(GuardView {
         acting: holder.as_ref().map(|holder| format!("{} (pid {})", holder.command, holder.pid)),
@@ -153,6 +161,7 @@ pub fn guard(session: &Session) -> Result<GuardView, Failure> {
         backups: planned
             .map(|(name, _)| Ok((name.clone(), session.store.backups(name)?)))
             .collect::<Result<_, StoreError>>()?,
+        kept,
         lately: session
             .store
             .deeds()?

@@ -493,6 +493,17 @@ fn guard_line(guard: &GuardView, now_ms: u64, style: Style) -> String {
             let text = wrap(&text, WIDTH_MAX, 10);
             out.push_str(&format!("        {} {text}\n", style.yellow("▲")));
         }
+        if let Some(kept) = guard.kept.get(cluster) {
+            let text = match kept.until_ms {
+                0 => "no commands are kept yet".to_owned(),
+                until_ms => format!("and every second until {}", ago(until_ms)),
+            };
+            out.push_str(&format!("        {text}\n"));
+            if let Some(why) = &kept.waiting_for {
+                let text = wrap(&format!("waiting: {why}"), WIDTH_MAX, 10);
+                out.push_str(&format!("        {} {text}\n", style.yellow("▲")));
+            }
+        }
     }
     out
 }

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Existing, ImportError,
-    carry::{Payload, write_restore},
+    restore::{Payload, write_restore},
     source::Position,
 };
 use crate::mover::load::{Direct, Feeder, LoadError, Loader};

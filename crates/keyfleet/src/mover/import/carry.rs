@@ -5,10 +5,10 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use protocol::{
     Engine, EngineKind, Slot, Value as Reply, Version, key_slot,
     rdb::{
-        Big, Carried, DataType, Encoding, Entry, Event, Format, Items, Key, Limits, Lost, Part,
-        dump, payload_format, transcode,
+        Big, Carried, DataType, Encoding, Entry, Event, Items, Key, Limits, Lost, Part,
+        payload_format, transcode,
     },
-    resp::{encode_bulk, encode_command, encode_head},
+    resp::encode_command,
 };
 use tokio::runtime::Handle;
 
@@ -18,11 +18,15 @@ use super::{
     filter::{Asked, Bound},
     locked, open,
     report::{Tally, Troubles, Way},
+    restore::{Payload, write_restore},
     source::{Next, Position, Visitor},
     state::Saved,
 };
 use crate::{
-    mover::load::{BusyKeys, Direct, Feeder, Loader, Progress, Target},
+    mover::{
+        load::{BusyKeys, Direct, Feeder, Loader, Progress, Target},
+        replay::LATER_MS,
+    },
     observe::now_ms,
 };
 
@@ -164,10 +168,21 @@ impl<'a> Carrier<'a> {
                 tally: self.tally.clone(),
                 existing: self.outcome.busy,
                 refused: self.outcome.refused,
-                commands: false,
+                ..Saved::default()
             };
             locked(&self.watch.positions).push_back(saved);
         }
+    }
+
+    /// The key as it is to be loaded, where commands follow; false: it isn't. Counts it then.
+    fn followed(&mut self, at: Position, key: &mut Key<'_>) -> bool {
+        let Some(slots) = self.job.followed.as_ref().map(|inputs| inputs.get(at.input)) else {
+            return true;
+        };
+        key.expire_at_ms = key.expire_at_ms.map(|at_ms| at_ms.saturating_add(LATER_MS));
+        let wanted = slots.is_none_or(|slots| slots.contains(key_slot(&key.name)));
+        self.tally.filtered += u64::from(!wanted);
+        wanted
     }
 
     /// Is the key to be sent? Counts it where it isn't.
@@ -196,6 +211,7 @@ impl<'a> Carrier<'a> {
     fn entry(&mut self, at: Position, entry: &Entry<'_>) -> Result<Next, ImportError> {
         let Entry { key, raw } = entry;
         self.note(at);
+        self.last.0.clear();
         if !self.wanted(key, raw.len() as u64) {
             return Ok(Next::Go);
         }
@@ -398,6 +414,10 @@ impl<'a> Carrier<'a> {
         expire_at_ms: u64,
     ) -> Result<(), ImportError> {
         let (key, data_type) = &self.last;
+        // Of a key that wasn't sent.
+        if key.is_empty() {
+            return Ok(());
+        }
         let time = expire_at_ms.to_string();
         let hash = *data_type == DataType::Hash
             && payload_format(&self.engine, Encoding::HashExpiring)
@@ -459,9 +479,18 @@ impl Visitor for Carrier<'_> {
 
     fn event(&mut self, at: Position, event: Event<'_>) -> Result<Next, ImportError> {
         match event {
-            Event::Entry(entry) => return self.entry(at, &entry),
-            Event::Big(big) => {
+            Event::Entry(mut entry) => {
+                if self.followed(at, &mut entry.key) {
+                    return self.entry(at, &entry);
+                }
+                self.last.0.clear();
+            }
+            Event::Big(mut big) => {
                 self.note(at);
+                self.last.0.clear();
+                if !self.followed(at, &mut big.key) {
+                    return Ok(Next::Go);
+                }
                 let bytes = big.text_bytes.unwrap_or(WHOLE_BYTES_MAX as u64 + 1);
                 // Read again, it was counted already.
                 let again = self.attempts.0 == at.total && self.attempts.1 > 0;
@@ -506,54 +535,6 @@ pub(super) fn limits(job: &Job) -> Limits {
     Limits { whole_bytes_max: WHOLE_BYTES_MAX.max(size), ..Limits::default() }
 }
 
-/// What RESTORE takes.
-pub(super) struct Payload<'a> {
-    pub encoding: Encoding,
-    pub raw: &'a [u8],
-    pub format: Format,
-}
-
-pub(super) fn write_restore(
-    key: &Key<'_>,
-    payload: &Payload<'_>,
-    replace: bool,
-    absolute: bool,
-    out: &mut Vec<u8>,
-) {
-    let used: Option<(&[u8], u64)> = match (key.idle_seconds, key.frequency) {
-        _ if !absolute => None,
-        (Some(seconds), _) => Some((b"IDLETIME", seconds)),
-        (None, Some(frequency)) => Some((b"FREQ", u64::from(frequency))),
-        (None, None) => None,
-    };
-    let ends = key.expire_at_ms.is_some();
-    let count = 4 + usize::from(replace) + usize::from(absolute && ends) + 2 * used.iter().count();
-    encode_head(b'*', count, out);
-    out.extend_from_slice(b"$7\r\nRESTORE\r\n");
-    encode_bulk(&key.name, out);
-    match key.expire_at_ms {
-        None => out.extend_from_slice(b"$1\r\n0\r\n"),
-        Some(at) if absolute => encode_bulk(at.to_string().as_bytes(), out),
-        // 0 would mean that it doesn't end.
-        Some(at) => {
-            encode_bulk(at.saturating_sub(now_ms()).max(1).to_string().as_bytes(), out);
-        }
-    }
-    encode_head(b'$', dump::payload_bytes(payload.raw), out);
-    dump::put_payload(payload.encoding, payload.raw, payload.format, out);
-    out.extend_from_slice(b"\r\n");
-    if replace {
-        out.extend_from_slice(b"$7\r\nREPLACE\r\n");
-    }
-    if absolute && ends {
-        out.extend_from_slice(b"$6\r\nABSTTL\r\n");
-    }
-    if let Some((name, number)) = used {
-        encode_bulk(name, out);
-        encode_bulk(number.to_string().as_bytes(), out);
-    }
-}
-
 /// The items of a value that a digest is made of.
 pub(super) fn digest(items: Items<'_>) -> Result<protocol::rdb::Digest, protocol::rdb::Fault> {
     let mut digest = protocol::rdb::Digest::new();
@@ -561,35 +542,4 @@ pub(super) fn digest(items: Items<'_>) -> Result<protocol::rdb::Digest, protocol
         digest.item(&item?);
     }
     Ok(digest)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn restore_says_what_is_known_of_the_key() {
-        let payload =
-            Payload { encoding: Encoding::String, raw: b"\x01x", format: Format::redis(6) };
-        let check = |key: &Key<'_>, replace, absolute, head: &str, tail: &str| {
-            let mut out = Vec::new();
-            write_restore(key, &payload, replace, absolute, &mut out);
-            let mut expected = head.as_bytes().to_vec();
-            expected.extend(b"$13\r\n");
-            expected.extend(dump::payload(payload.encoding, payload.raw, payload.format));
-            expected.extend(b"\r\n");
-            expected.extend(tail.as_bytes());
-            assert_eq!(out.escape_ascii().to_string(), expected.escape_ascii().to_string());
-        };
-        let plain = Key::new(0, b"k", Encoding::String);
-        let head = |count| format!("*{count}\r\n$7\r\nRESTORE\r\n$1\r\nk\r\n$1\r\n0\r\n");
-        check(&plain, false, true, &head(4), "");
-        check(&plain, true, false, &head(5), "$7\r\nREPLACE\r\n");
-        let used = Key { frequency: Some(7), ..plain.clone() };
-        check(&used, false, true, &head(6), "$4\r\nFREQ\r\n$1\r\n7\r\n");
-        check(&used, false, false, &head(4), "");
-        let ends = Key { expire_at_ms: Some(4_102_444_800_000), ..plain };
-        let head = "*5\r\n$7\r\nRESTORE\r\n$1\r\nk\r\n$13\r\n4102444800000\r\n";
-        check(&ends, false, true, head, "$6\r\nABSTTL\r\n");
-    }
 }

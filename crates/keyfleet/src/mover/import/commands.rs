@@ -4,68 +4,10 @@
 //! Transactions come as their single commands. Nobody can tell what a command does to what is there
 //! already, so those that empty databases end the import, and one that was stopped here doesn't go on.
 
-use std::collections::BTreeMap;
-
-use protocol::{Slot, commands, key_slot, resp::encode_command};
+use protocol::resp::encode_command;
 
 use super::{ImportError, carry::Carrier, carry::NO_DB, source::Position, state::Saved};
-
-/// What a command is to an import.
-#[derive(Debug, PartialEq, Eq)]
-enum Kind {
-    /// SELECT: the ones that follow are in this database.
-    Select(u64),
-    /// It changes nothing by itself.
-    Nothing,
-    /// It changes whole databases.
-    Sweeping,
-    /// FUNCTION LOAD.
-    Function,
-    /// For one slot each: the words' positions, without the name's.
-    Parts(BTreeMap<Slot, Vec<usize>>),
-    /// Nothing else is possible with it.
-    Unfit(&'static str),
-}
-
-fn kind(words: &[&[u8]]) -> Kind {
-    let Some(command) = commands::resolve(words) else { return Kind::Unfit("is not known") };
-    match command.name {
-        "select" => {
-            let number = words.get(1).and_then(|word| std::str::from_utf8(word).ok());
-            let number = number.and_then(|number| number.parse().ok());
-            return number.map_or(Kind::Unfit("names no database"), Kind::Select);
-        }
-        "flushall" | "flushdb" | "swapdb" | "move" => return Kind::Sweeping,
-        "function|load" => return Kind::Function,
-        "multi" | "exec" | "ping" | "publish" | "spublish" | "script|load" | "script|flush"
-        | "replconf" => return Kind::Nothing,
-        _ => {}
-    }
-    let Ok(keys) = command.keys(words) else {
-        return Kind::Unfit("says wrongly which keys it has");
-    };
-    // MSET's values follow their keys; of the others nothing but keys may be shared out.
-    let pairs = command.name == "mset";
-    let mut parts: BTreeMap<Slot, Vec<usize>> = BTreeMap::new();
-    for at in keys {
-        let Some(key) = words.get(at) else { continue };
-        let part = parts.entry(key_slot(key)).or_default();
-        part.push(at);
-        if pairs {
-            part.push(at + 1);
-        }
-    }
-    match parts.len() {
-        0 => Kind::Unfit("has no keys"),
-        1 => {
-            let all = (1..words.len()).collect();
-            let slot = parts.into_keys().next();
-            slot.map_or(Kind::Nothing, |slot| Kind::Parts(BTreeMap::from([(slot, all)])))
-        }
-        _ if pairs || matches!(command.name, "del" | "unlink") => Kind::Parts(parts),
-        _ => Kind::Unfit("has keys of several slots"),
-    }
-}
+use crate::mover::kind::{Kind, kind};
 
 impl Carrier<'_> {
     pub(super) fn carry_command(
@@ -129,34 +71,5 @@ impl Carrier<'_> {
             self.feeder.push(slot, at.total, |out| encode_command(chosen, out))?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_commands_are_to_an_import() {
-        let check = |text: &str, expected: Kind| {
-            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
-            assert_eq!(kind(&words), expected, "{text}");
-        };
-        let part = |key: &str, at: &[usize]| (key_slot(key.as_bytes()), at.to_vec());
-        check("SELECT 3", Kind::Select(3));
-        check("SELECT x", Kind::Unfit("names no database"));
-        check("MULTI", Kind::Nothing);
-        check("FLUSHALL", Kind::Sweeping);
-        check("FUNCTION LOAD code", Kind::Function);
-        check("nonsense a", Kind::Unfit("is not known"));
-        check("INCRBY a 1", Kind::Parts(BTreeMap::from([part("a", &[1, 2])])));
-        check("DEL {x}a {x}b", Kind::Parts(BTreeMap::from([part("x", &[1, 2])])));
-        check("DEL a b", Kind::Parts(BTreeMap::from([part("a", &[1]), part("b", &[2])])));
-        check(
-            "MSET a 1 b 2",
-            Kind::Parts(BTreeMap::from([part("a", &[1, 2]), part("b", &[3, 4])])),
-        );
-        check("RENAME a b", Kind::Unfit("has keys of several slots"));
-        check("RENAME {x}a {x}b", Kind::Parts(BTreeMap::from([part("x", &[1, 2])])));
     }
 }

@@ -82,7 +82,18 @@ pub struct Report {
     /// Share of the input where an earlier run had stopped, in per mille.
     pub resumed_at: Option<u64>,
     pub verified: Option<Verified>,
+    /// The commands that followed.
+    pub replayed: Option<Replayed>,
     pub took_ms: u64,
+}
+
+/// Commands that were done again after a backup was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Replayed {
+    /// In this run.
+    pub commands: u64,
+    /// The moment that the target is as of, milliseconds since the Unix epoch.
+    pub at_ms: u64,
 }
 
 /// What the target said when it was asked for every key.

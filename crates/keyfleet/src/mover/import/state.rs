@@ -26,6 +26,9 @@ pub struct Saved {
     pub refused: u64,
     /// Commands were being sent, which must not be done twice.
     pub commands: bool,
+    /// All is loaded, and the commands that follow are being done.
+    #[serde(default)]
+    pub loaded: bool,
 }
 
 /// The state of one import; holds its lock.

@@ -292,7 +292,7 @@ fn refused(shared: &Arc<Shared>, address: SocketAddr, sent: Sent, command: &[u8]
 }
 
 /// Errors that go away by themselves, or when somebody makes room.
-pub(super) fn passes(code: &str) -> bool {
+pub fn passes(code: &str) -> bool {
     matches!(
         code,
         "TRYAGAIN"
