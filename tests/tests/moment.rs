@@ -483,3 +483,76 @@ async fn by_the_spec_guard_keeps_them() {
     guard.wait().await.expect_code(0);
     writer.task.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_its_time_goes_and_what_is_missing_is_said() {
+    let fleet = TestFleet::empty();
+    let place = place(&fleet, "kept");
+    let config = ["--repl-diskless-sync-delay", "0"];
+    let source = Server::start(&engine("valkey", "8.1").server, &config).await.unwrap();
+    let mut link = source.link().await.unwrap();
+    let address = source.address.to_string();
+    let args = [
+        "backup",
+        "mine",
+        "--connect",
+        &address,
+        "--to",
+        &place,
+        "--follow",
+        "--segment",
+        "200ms",
+        "--every",
+        "5s",
+        "--keep",
+        "1",
+    ];
+    let following = fleet.spawn(&args);
+    kept_until(&fleet, &place, now_ms()).await;
+    let early = shown(now_ms());
+    call(&mut link, &["INCR", "count"]).await.unwrap();
+    let stream = fleet.directory().join("kept/mine/stream");
+    let segments = || -> Vec<std::path::PathBuf> {
+        let chains: Vec<_> = fs::read_dir(&stream).unwrap().collect();
+        assert_eq!(chains.len(), 1, "it began anew");
+        let files = fs::read_dir(chains[0].as_ref().unwrap().path()).unwrap();
+        let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let first = segments().remove(0);
+    let deadline = Instant::now() + TIME_MAX;
+    while first.exists() {
+        assert!(Instant::now() < deadline, "old commands stay");
+        sleep(POLL).await;
+    }
+    let at = quiet_second().await;
+    kept_until(&fleet, &place, now_ms()).await;
+    stop(following).await;
+    let target = Server::start(&engine("valkey", "8.1").server, &[]).await.unwrap();
+    let to = target.address.to_string();
+    let restore = async |at: &str| {
+        fleet.run(&["restore", "latest", "--at", at, "--from", &place, "--to", &to]).await
+    };
+    let ended = restore(&early).await.expect_code(1);
+    let words = said(&ended);
+    assert!(
+        words.contains("no backup that is there") || words.contains("were kept up to"),
+        "{words}"
+    );
+    let ended = restore("2100-01-01T00:00:00Z").await.expect_code(1);
+    assert!(said(&ended).contains("the last moment before is"), "{ended:?}");
+    let ended = restore("yesterday").await;
+    assert!(said(&ended).contains("that is not a time like"), "{ended:?}");
+    // A segment is missing.
+    let files = segments();
+    let missing = &files[files.len() - 2];
+    let bytes = fs::read(missing).unwrap();
+    fs::remove_file(missing).unwrap();
+    let ended = restore(&at).await.expect_code(1);
+    assert!(said(&ended).contains("commands are missing between segments"), "{ended:?}");
+    fs::write(missing, bytes).unwrap();
+    restore(&at).await.expect_code(0);
+    let mut link = target.link().await.unwrap();
+    assert_eq!(call(&mut link, &["GET", "count"]).await.unwrap().as_str(), Some("1"));
+}

@@ -141,6 +141,8 @@ struct Chain<'a> {
     progress: &'a Progress,
     name: String,
     number: u64,
+    /// When the last segment was cut.
+    cut_ms: u64,
     taps: Vec<Arc<Tap>>,
     /// What the shards own.
     slots: Vec<SlotSet>,
@@ -248,13 +250,13 @@ impl<'a> Chain<'a> {
             Some(last) => {
                 go_on(job.login.as_ref(), layout, &histories, &last).await?.map(|tails| {
                     let until_ms = last.ticks.last().map_or(0, |tick| tick.at_ms);
-                    (last.chain, last.number + 1, until_ms, tails)
+                    (last.chain, (last.number + 1, last.cut_ms), until_ms, tails)
                 })
             }
             None => None,
         };
         let resumed = on.is_some();
-        let (name, number, until_ms, tails) = if let Some(on) = on {
+        let (name, (number, cut_ms), until_ms, tails) = if let Some(on) = on {
             on
         } else {
             let mut tails = Vec::new();
@@ -262,7 +264,7 @@ impl<'a> Chain<'a> {
                 let tail = open_any(&shard.sources, job.login.as_ref(), None).await;
                 tails.push((shard.slots(), shard.sources.clone(), tail?));
             }
-            (manifest::id(now_ms()), 0, 0, tails)
+            (manifest::id(now_ms()), (0, now_ms()), 0, tails)
         };
         let mut taps = Vec::new();
         let mut slots = Vec::new();
@@ -285,6 +287,7 @@ impl<'a> Chain<'a> {
             progress,
             name,
             number,
+            cut_ms,
             taps,
             slots,
             open: VecDeque::new(),
@@ -449,11 +452,12 @@ impl<'a> Chain<'a> {
             cluster: self.job.cluster.clone(),
             chain: self.name.clone(),
             number: self.number,
+            since_ms: self.cut_ms,
             cut_ms: now_ms(),
             pieces,
             ticks,
         };
-        self.number += 1;
+        (self.number, self.cut_ms) = (self.number + 1, segment.cut_ms);
         let (storage, held_up) = (self.job.storage.clone(), Arc::clone(&self.held_up));
         let written = write(storage, segment, held_bytes, held_up, self.stop.clone());
         self.writing = Some(tokio::spawn(written));

@@ -75,8 +75,18 @@ pub async fn ranges(storage: &Storage, cluster: &str) -> Result<Vec<Range>, Shel
     let mut ranges = Vec::new();
     for chain in segment::chains(storage, cluster).await? {
         let numbers = segment::numbers(storage, cluster, &chain).await?;
-        let Some(first) = numbers.first() else { continue };
-        let first = segment::read(storage, cluster, &chain, *first).await?.segment;
+        let mut first = None;
+        for number in &numbers {
+            match segment::read(storage, cluster, &chain, *number).await {
+                // Its time has come since.
+                Err(ShelfError::Missing { .. }) => {}
+                read => {
+                    first = Some(read?.segment);
+                    break;
+                }
+            }
+        }
+        let Some(first) = first else { continue };
         let mut last_ms = None;
         for number in numbers.iter().rev() {
             let last = segment::read(storage, cluster, &chain, *number).await?;
@@ -85,7 +95,7 @@ pub async fn ranges(storage: &Storage, cluster: &str) -> Result<Vec<Range>, Shel
                 break;
             }
         }
-        ranges.extend(last_ms.map(|last_ms| Range { chain, first_ms: first.cut_ms, last_ms }));
+        ranges.extend(last_ms.map(|last_ms| Range { chain, first_ms: first.since_ms, last_ms }));
     }
     Ok(ranges)
 }
@@ -108,9 +118,27 @@ impl Range {
     }
 }
 
+/// How often it is looked again where segments' time comes meanwhile.
+const LOOKS: usize = 3;
+
 /// How to get to a moment, milliseconds since the Unix epoch. `wanted`: the backup's name, where it must
 /// be a certain one.
 pub async fn find(
+    storage: &Storage,
+    cluster: &str,
+    wanted: Option<&str>,
+    at_ms: u64,
+) -> Result<PointInTime, PointError> {
+    let mut looks = 1;
+    loop {
+        match look(storage, cluster, wanted, at_ms).await {
+            Err(PointError::Shelf(ShelfError::Missing { .. })) if looks < LOOKS => looks += 1,
+            found => return found,
+        }
+    }
+}
+
+async fn look(
     storage: &Storage,
     cluster: &str,
     wanted: Option<&str>,

@@ -37,6 +37,9 @@ pub struct Segment {
     /// The chain: when it was begun.
     pub chain: String,
     pub number: u64,
+    /// When the one before was cut, milliseconds since the Unix epoch. What was written later is in this
+    /// one, or behind it.
+    pub since_ms: u64,
     /// When it was cut, milliseconds since the Unix epoch. No tick is later.
     pub cut_ms: u64,
     /// One for each shard, in the chain's order.
