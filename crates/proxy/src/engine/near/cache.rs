@@ -23,6 +23,8 @@ use crate::{
 const ENTRY_BYTES: usize = 200;
 /// One value may take one in so many of all bytes.
 const VALUE_SHARE: usize = 8;
+/// Nor more: a client may have little more than that waiting when it is given one.
+const VALUE_BYTES_MAX: usize = 1 << 20;
 
 /// A key that is held, or on its way.
 pub struct Entry {
@@ -92,7 +94,7 @@ impl Cache {
 
     /// A longer value is not held.
     pub fn value_bytes_max(&self) -> usize {
-        self.bytes_max / VALUE_SHARE
+        (self.bytes_max / VALUE_SHARE).min(VALUE_BYTES_MAX)
     }
 
     /// Is anything held of a slot, or on its way?
@@ -502,6 +504,7 @@ mod tests {
         assert!(!is_held(&mut cache, b"large", 0));
         assert_eq!(cache.read(b"large", 0, || true), Found::Unknown);
         assert!(matches!(cache.read(b"large", 10, || true), Found::Wanted { .. }));
+        assert_eq!(self::cache(1 << 30).value_bytes_max(), 1 << 20);
     }
 
     #[test]
