@@ -8,6 +8,7 @@
 
 mod closed_loop;
 mod idle;
+mod near;
 mod open_loop;
 mod rig;
 mod slow_reader;
@@ -56,6 +57,8 @@ enum Part {
     Wear,
     /// A client that doesn't read.
     Reader,
+    /// Hot keys, from memory.
+    Near,
 }
 
 pub fn run(options: &Options) -> Result<Outcome> {
@@ -79,6 +82,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             Part::Idle => idle::measure(options, &mut rig, outcome)?,
             Part::Wear => wear::measure(options, &mut rig, outcome)?,
             Part::Reader => slow_reader::measure(&mut rig, outcome)?,
+            Part::Near => near::measure(options, &mut rig, outcome)?,
         }
     }
     Ok(outcome)
