@@ -361,7 +361,7 @@ impl Visitor for Survey {
         Limits::default()
     }
 
-    fn event(&mut self, _: Position, event: Event<'_>) -> Result<Next, SourceError> {
+    fn event(&mut self, _: Position, event: &mut Event<'_>) -> Result<Next, SourceError> {
         match event {
             Event::Entry(entry) => {
                 let raw = entry.raw;
@@ -373,7 +373,7 @@ impl Visitor for Survey {
                 self.key(&entry.key, raw.len() as u64, value_bytes, elements);
             }
             Event::Big(big) => {
-                let name = big.key.name.into_owned().into();
+                let name = big.key.name.to_vec().into();
                 let state = Some(Items::start(big.key.encoding));
                 let key = Key { name, ..big.key };
                 self.big = Some(Large { key, bytes: 0, elements: 0, state });

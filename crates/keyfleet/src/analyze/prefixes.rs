@@ -6,24 +6,24 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::{DEPTH, NAME_MAX, Prefix, Sum, shown};
 
 /// Prefixes that are kept at one time.
 const KEPT_MAX: usize = 100_000;
 
-/// What separates the parts of names.
-const SEPARATORS: &[u8] = b":/.|";
-
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
-    sums: HashMap<Box<[u8]>, Sum>,
+    /// Looked up a few times for each key, which the standard library's hash would make felt.
+    sums: HashMap<Box<[u8]>, Sum, RandomState>,
     error_bytes: u64,
 }
 
 impl Prefixes {
     pub fn add(&mut self, name: &[u8], sum: Sum) {
         let start = name.get(..NAME_MAX).unwrap_or(name);
-        let ends = start.iter().enumerate().filter(|(_, byte)| SEPARATORS.contains(byte));
+        let ends = start.iter().enumerate().filter(|(_, byte)| separates(**byte));
         let mut found = false;
         for (end, _) in ends.take(DEPTH) {
             found = true;
@@ -65,6 +65,11 @@ impl Prefixes {
         let told = all.into_iter().map(|(prefix, sum)| Prefix { prefix: shown(&prefix), sum });
         (told.collect(), self.error_bytes)
     }
+}
+
+/// Does it stand between the parts of names?
+fn separates(byte: u8) -> bool {
+    matches!(byte, b':' | b'/' | b'.' | b'|')
 }
 
 #[cfg(test)]

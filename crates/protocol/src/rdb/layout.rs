@@ -177,14 +177,28 @@ impl Layout {
     #[inline]
     pub(super) fn next(&mut self, cursor: &mut Cursor<'_>) -> Result<Option<Unit>, Stop> {
         // By far the most units are these.
-        if let Stage::Units(unit) = self.stage {
-            if self.left > 0 {
-                skip(unit, cursor)?;
-                self.left -= 1;
+        match self.stage {
+            Stage::One(unit @ (Unit::Text | Unit::Packed)) => {
+                cursor.skip_text()?;
+                self.stage = Stage::Done;
                 return Ok(Some(unit));
             }
-            self.stage = after_units(unit);
+            Stage::Done => return Ok(None),
+            Stage::Units(unit) => {
+                if self.left > 0 {
+                    skip(unit, cursor)?;
+                    self.left -= 1;
+                    return Ok(Some(unit));
+                }
+                self.stage = after_units(unit);
+            }
+            _ => {}
         }
+        self.next_of_few(cursor)
+    }
+
+    /// The same where the next unit isn't one of a run.
+    fn next_of_few(&mut self, cursor: &mut Cursor<'_>) -> Result<Option<Unit>, Stop> {
         loop {
             let (unit, stage) = match self.stage {
                 Stage::Done => return Ok(None),

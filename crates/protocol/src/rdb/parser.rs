@@ -9,7 +9,7 @@ use super::{
     event::shown,
     layout::Layout,
     lzf,
-    wire::{Cursor, Stop, TextHead},
+    wire::{Cursor, Stop, Text, TextHead},
 };
 
 /// The newest versions that are known.
@@ -34,15 +34,17 @@ mod opcode {
     pub(super) const END: u8 = 255;
 }
 
-/// How one call ends.
-pub(super) struct Step<'a> {
+/// How one call ends that is no error.
+pub(super) struct Step {
     /// Bytes of the window that are read for good.
     pub(super) used: usize,
-    /// None: more bytes are needed, or nothing comes any more.
-    pub(super) record: Option<Record<'a>>,
     /// How many bytes are missing at least, as far as the input says so.
     pub(super) missing: usize,
 }
+
+/// What a call found: None where more bytes are needed, or nothing comes any more. Records are made
+/// where the caller wants them: there are so many that each move of one counts.
+pub(super) type Found<'a> = Result<Option<Record<'a>>, ReadError>;
 
 /// The checksum of what was read, computed in large pieces.
 #[derive(Debug, Default)]
@@ -167,20 +169,22 @@ impl Parser {
         ReadError::new(self.offset + at as u64, key, fault)
     }
 
-    /// Reads on to the next event in `buffer` from `start`, where the last call stopped reading.
+    /// Reads on to the next event in `buffer` from `start`, where the last call stopped reading;
+    /// puts it into `found`, which holds nothing.
     pub(super) fn step<'a>(
         &'a mut self,
         buffer: &'a [u8],
         start: usize,
         sum: &mut Sum,
-    ) -> Result<Step<'a>, ReadError> {
+        found: &mut Found<'a>,
+    ) -> Result<Step, ReadError> {
         let mut at = start;
         while !matches!(self.state, State::BigPlain(_) | State::BigPacked(_)) {
             let rest = buffer.get(at..).unwrap_or_default();
             let mut cursor = Cursor::new(rest);
             let result = match &self.state {
                 State::Header => self.header(&mut cursor),
-                State::Opcode => self.opcode(&mut cursor),
+                State::Opcode => self.opcode(&mut cursor, found),
                 State::Skip(_) => self.skip(&mut cursor),
                 State::Big(_) => self.big(&mut cursor),
                 State::Checksum => {
@@ -196,21 +200,20 @@ impl Parser {
                     let mut offset = self.offset;
                     self.offset += used as u64;
                     at += used;
-                    let Some(event) = next else { continue };
-                    match event {
-                        Event::Entry(_) | Event::Big(_) => {
-                            offset = std::mem::take(&mut self.said).offset.unwrap_or(offset);
-                        }
+                    if let Some(event) = next {
                         // It began with its opcode, which says nothing on its own.
-                        Event::End(_) => offset -= self.end_opcode(),
-                        _ => {}
+                        if matches!(event, Event::End(_)) {
+                            offset -= self.end_opcode();
+                        }
+                        *found = Ok(Some(Record { offset, event }));
                     }
-                    let record = Some(Record { offset, event });
-                    return Ok(Step { used: at - start, record, missing: 0 });
+                    if !matches!(found, Ok(None)) {
+                        return Ok(Step { used: at - start, missing: 0 });
+                    }
                 }
                 Err(Stop::More(missing)) => {
                     self.check_room(rest.len(), missing)?;
-                    return Ok(Step { used: at - start, record: None, missing });
+                    return Ok(Step { used: at - start, missing });
                 }
                 Err(Stop::Fault(fault)) => {
                     let mut error = self.error(used, fault);
@@ -219,7 +222,7 @@ impl Parser {
                 }
             }
         }
-        let mut step = self.big_text(buffer.get(at..).unwrap_or_default())?;
+        let mut step = self.big_text(buffer.get(at..).unwrap_or_default(), found)?;
         step.used += at - start;
         Ok(step)
     }
@@ -272,7 +275,12 @@ impl Parser {
         Ok(Some(Event::Header(self.format)))
     }
 
-    fn opcode<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Event<'a>>, Stop> {
+    /// The next event, where it isn't a value: that is put into `found`.
+    fn opcode<'a>(
+        &mut self,
+        cursor: &mut Cursor<'a>,
+        found: &mut Found<'a>,
+    ) -> Result<Option<Event<'a>>, Stop> {
         let byte = cursor.byte()?;
         match byte {
             opcode::EXPIRE_MS => {
@@ -329,7 +337,7 @@ impl Parser {
                 let expected = "an opcode or the type of a value";
                 let encoding = Encoding::from_byte(byte, self.format.brand)
                     .ok_or(Fault::Found { expected, byte })?;
-                return self.value(encoding, cursor).map(Some);
+                self.value(encoding, cursor, found)?;
             }
         }
         Ok(None)
@@ -374,21 +382,26 @@ impl Parser {
     /// A string that is needed whole.
     fn string<'a>(&self, cursor: &mut Cursor<'a>) -> Result<Cow<'a, [u8]>, Stop> {
         let text = cursor.text()?;
+        Ok(self.decode(text)?)
+    }
+
+    fn decode<'a>(&self, text: Text<'a>) -> Result<Cow<'a, [u8]>, Fault> {
         let (bytes, limit) = (text.length() as u64, self.limits.unit_bytes_max as u64);
         if bytes > limit {
-            return Err(Fault::TooLarge { what: "a string", bytes, limit }.into());
+            return Err(Fault::TooLarge { what: "a string", bytes, limit });
         }
-        Ok(text.decode()?)
+        text.decode()
     }
 
     fn value<'a>(
         &mut self,
         encoding: Encoding,
         cursor: &mut Cursor<'a>,
-    ) -> Result<Event<'a>, Stop> {
-        let mut name = *cursor;
-        name.skip_text()?;
-        let value = name.rest;
+        found: &mut Found<'a>,
+    ) -> Result<(), Stop> {
+        let mut after_name = *cursor;
+        let name = after_name.text()?;
+        let value = after_name.rest;
         let (mut layout, passed) = match self.passed.take() {
             Some(passed) => passed,
             None => (Layout::new(encoding), 0),
@@ -419,30 +432,36 @@ impl Parser {
         // A value that is not whole is parsed again from its beginning, in parts.
         let mut value = Cursor::new(value);
         let start = if length.is_none() { self.start_big(encoding, &mut value)? } else { None };
-        let name = self.string(cursor)?;
-        let key = Key {
+        *cursor = after_name;
+        let name = self.decode(name)?;
+        let raw = length.map(|length| value.take(length)).transpose()?;
+        *cursor = value;
+        let said = std::mem::take(&mut self.said);
+        let offset = said.offset.unwrap_or(self.offset);
+        let key = |name| Key {
             db: self.db,
             name,
-            expire_at_ms: self.said.expire_at_ms,
-            idle_seconds: self.said.idle_seconds,
-            frequency: self.said.frequency,
+            expire_at_ms: said.expire_at_ms,
+            idle_seconds: said.idle_seconds,
+            frequency: said.frequency,
             encoding,
-            metadata_dropped: self.said.metadata,
+            metadata_dropped: said.metadata,
         };
-        let Some(length) = length else {
-            self.big_key.clear();
-            self.big_key.extend_from_slice(shown(&key.name));
-            let (state, text_bytes) = match start {
-                Some((state, bytes)) => (state, Some(bytes)),
-                None => (State::Big(Layout::new(encoding)), None),
-            };
-            self.state = state;
-            *cursor = value;
-            return Ok(Event::Big(Big { key, text_bytes }));
+        if let Some(raw) = raw {
+            let event = Event::Entry(Entry { key: key(name), raw });
+            *found = Ok(Some(Record { offset, event }));
+            return Ok(());
+        }
+        self.big_key.clear();
+        self.big_key.extend_from_slice(shown(&name));
+        let (state, text_bytes) = match start {
+            Some((state, bytes)) => (state, Some(bytes)),
+            None => (State::Big(Layout::new(encoding)), None),
         };
-        let raw = value.take(length)?;
-        *cursor = value;
-        Ok(Event::Entry(Entry { key, raw }))
+        let event = Event::Big(Big { key: key(name), text_bytes });
+        self.state = state;
+        *found = Ok(Some(Record { offset, event }));
+        Ok(())
     }
 
     /// How a string is read in parts, and its length; None for other values.
@@ -499,7 +518,11 @@ impl Parser {
     }
 
     /// The next bytes of a string.
-    fn big_text<'a>(&'a mut self, window: &'a [u8]) -> Result<Step<'a>, ReadError> {
+    fn big_text<'a>(
+        &'a mut self,
+        window: &'a [u8],
+        found: &mut Found<'a>,
+    ) -> Result<Step, ReadError> {
         let part_max = self.limits.whole_bytes_max;
         let offset = self.offset;
         let done = match &self.state {
@@ -509,8 +532,8 @@ impl Parser {
         };
         if done {
             self.state = State::Opcode;
-            let record = Some(Record { offset, event: Event::BigEnd });
-            return Ok(Step { used: 0, record, missing: 0 });
+            *found = Ok(Some(Record { offset, event: Event::BigEnd }));
+            return Ok(Step { used: 0, missing: 0 });
         }
         let (used, text) = match &mut self.state {
             State::BigPlain(left) => {
@@ -524,9 +547,10 @@ impl Parser {
             _ => (0, [].as_slice()),
         };
         self.offset += used as u64;
-        let event = Event::Part(Part::Text(text));
-        let record = (!text.is_empty()).then_some(Record { offset, event });
-        Ok(Step { used, record, missing: usize::from(used == 0) })
+        if !text.is_empty() {
+            *found = Ok(Some(Record { offset, event: Event::Part(Part::Text(text)) }));
+        }
+        Ok(Step { used, missing: usize::from(used == 0) })
     }
 
     /// Values of modules, one after the other.

@@ -106,21 +106,24 @@ impl Reader {
     /// for ever.
     #[expect(clippy::should_implement_trait, reason = "events borrow from the reader")]
     pub fn next(&mut self) -> Result<Option<Record<'_>>, ReadError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        let window = self.buffer.get(..self.end).unwrap_or_default();
-        match self.parser.step(window, self.start, &mut self.sum) {
-            Ok(Step { used, record, missing }) => {
-                self.start += used;
-                self.missing = missing;
-                Ok(record)
+        let mut found = match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(None),
+        };
+        if found.is_ok() {
+            let window = self.buffer.get(..self.end).unwrap_or_default();
+            match self.parser.step(window, self.start, &mut self.sum, &mut found) {
+                Ok(Step { used, missing }) => {
+                    self.start += used;
+                    self.missing = missing;
+                }
+                Err(error) => {
+                    self.failed = Some(error.clone());
+                    found = Err(error);
+                }
             }
-            Err(error) => {
-                self.failed = Some(error.clone());
-                Err(error)
-            }
         }
+        found
     }
 
     /// The input has no more bytes: an error where it should have.

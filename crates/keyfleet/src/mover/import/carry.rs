@@ -477,15 +477,15 @@ impl Visitor for Carrier<'_> {
         limits(self.job)
     }
 
-    fn event(&mut self, at: Position, event: Event<'_>) -> Result<Next, ImportError> {
+    fn event(&mut self, at: Position, event: &mut Event<'_>) -> Result<Next, ImportError> {
         match event {
-            Event::Entry(mut entry) => {
+            Event::Entry(entry) => {
                 if self.followed(at, &mut entry.key) {
-                    return self.entry(at, &entry);
+                    return self.entry(at, entry);
                 }
                 self.last.0.clear();
             }
-            Event::Big(mut big) => {
+            Event::Big(big) => {
                 self.note(at);
                 self.last.0.clear();
                 if !self.followed(at, &mut big.key) {
@@ -496,7 +496,7 @@ impl Visitor for Carrier<'_> {
                 let again = self.attempts.0 == at.total && self.attempts.1 > 0;
                 if again || self.wanted(&big.key, bytes) {
                     self.switch(at, self.job.filter.mapped(big.key.db))?;
-                    if self.begin(at, &big)? && self.job.dry_run {
+                    if self.begin(at, big)? && self.job.dry_run {
                         let slot = key_slot(&big.key.name);
                         self.sent(&big.key, slot, bytes as usize, way(&big.key));
                     }
@@ -515,9 +515,9 @@ impl Visitor for Carrier<'_> {
                 return self.end(bytes);
             }
             Event::MemberExpires { member, expire_at_ms } => {
-                self.member_expires(at, &member, expire_at_ms)?;
+                self.member_expires(at, member, *expire_at_ms)?;
             }
-            Event::Function(code) => self.function(&code)?,
+            Event::Function(code) => self.function(code)?,
             _ => {}
         }
         Ok(Next::Go)

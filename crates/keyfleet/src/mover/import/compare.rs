@@ -198,7 +198,7 @@ impl Visitor for Compare<'_> {
         limits(self.job)
     }
 
-    fn event(&mut self, _: Position, event: Event<'_>) -> Result<Next, ImportError> {
+    fn event(&mut self, _: Position, event: &mut Event<'_>) -> Result<Next, ImportError> {
         match event {
             Event::Entry(entry) => {
                 if !self.wanted(&entry.key, entry.raw.len() as u64)? {
@@ -224,9 +224,9 @@ impl Visitor for Compare<'_> {
                     key.encoding.data_type(),
                     DataType::Array | DataType::Module | DataType::Cron
                 );
-                if cut && self.wanted(&key, bytes)? {
+                if cut && self.wanted(key, bytes)? {
                     let state = Items::start(key.encoding);
-                    self.big = Some((expected(&key, Digest::new()), state));
+                    self.big = Some((expected(key, Digest::new()), state));
                 }
             }
             Event::Part(Part::Text(text)) => {

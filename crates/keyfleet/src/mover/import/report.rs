@@ -111,16 +111,15 @@ impl Tally {
     /// Counts a key that was sent, of a type and in a slot.
     pub fn count(&mut self, data_type: DataType, slot: Slot, bytes: u64, way: Way) {
         let name = data_type.name();
-        // Types are few, and looked up for each key.
-        if !self.types.contains_key(name) {
-            self.types.insert(name.to_owned(), Count::default());
-        }
-        if let Some(count) = self.types.get_mut(name) {
-            count.keys += 1;
-            count.bytes += bytes;
-            count.repacked += u64::from(way == Way::Repacked);
-            count.by_commands += u64::from(way == Way::Commands);
-        }
+        // For each key; the name is made only once.
+        let count = match self.types.get_mut(name) {
+            Some(count) => count,
+            None => self.types.entry(name.to_owned()).or_default(),
+        };
+        count.keys += 1;
+        count.bytes += bytes;
+        count.repacked += u64::from(way == Way::Repacked);
+        count.by_commands += u64::from(way == Way::Commands);
         self.slots.resize(usize::from(SLOT_COUNT), 0);
         if let Some(slot) = self.slots.get_mut(usize::from(slot.number())) {
             *slot += 1;

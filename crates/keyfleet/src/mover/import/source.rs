@@ -96,8 +96,9 @@ pub trait Visitor {
     /// What of values is handed out whole.
     fn limits(&self) -> Limits;
 
-    /// The next event of an RDB file; reading can begin again at an entry's position.
-    fn event(&mut self, at: Position, event: Event<'_>) -> Result<Next, Self::Error>;
+    /// The next event of an RDB file, which may be changed; reading can begin again at an entry's
+    /// position.
+    fn event(&mut self, at: Position, event: &mut Event<'_>) -> Result<Next, Self::Error>;
 
     /// The next command of an append-only file.
     fn command(&mut self, at: Position, words: &[&[u8]]) -> Result<(), Self::Error>;
@@ -280,19 +281,23 @@ impl Walk<'_> {
         let input = self.input;
         let damaged = |source| V::Error::from(SourceError::Rdb { name: input.name(), source });
         while !reader.is_done() {
-            let next = reader.next().map_err(damaged)?;
-            let Some(Record { offset, event }) = next else {
-                let count = file.read(reader.space()).map_err(|e| self.fault(e))?;
-                if count == 0 {
-                    reader.finish().map_err(damaged)?;
+            let mut found = reader.next();
+            let Record { offset, event } = match &mut found {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    let count = file.read(reader.space()).map_err(|e| self.fault(e))?;
+                    if count == 0 {
+                        reader.finish().map_err(damaged)?;
+                    }
+                    reader.filled(count);
+                    self.count(count);
+                    continue;
                 }
-                reader.filled(count);
-                self.count(count);
-                continue;
+                Err(source) => return Err(damaged(source.clone())),
             };
-            self.at.offset = offset;
-            self.at.total = self.started + offset;
-            match &event {
+            self.at.offset = *offset;
+            self.at.total = self.started + *offset;
+            match event {
                 Event::Header(format) => self.at.format = Some(packed(*format)),
                 Event::SelectDb(db) => self.at.db = *db,
                 Event::End(Verdict::Differs { stored, computed }) => {
