@@ -132,6 +132,7 @@ pub async fn replay(job: &Job<'_>, watch: &Watch) -> Result<(Replayed, Troubles)
         links: BTreeMap::new(),
         markers: unit::markers(),
         done: BTreeMap::new(),
+        asked: BTreeSet::new(),
         unsure: job.resumed,
         replayed: Replayed { at_ms: job.point.tick.at_ms, ..Replayed::default() },
         troubles: Troubles::default(),
@@ -148,6 +149,7 @@ pub async fn replay(job: &Job<'_>, watch: &Watch) -> Result<(Replayed, Troubles)
                         return Err(ReplayError::Forgetful);
                     }
                     replayer.done.clear();
+                    replayer.asked.clear();
                     replayer.unsure = true;
                 }
             }
@@ -181,6 +183,8 @@ struct Replayer<'a> {
     markers: Vec<String>,
     /// The offset of the last command that was done in a slot.
     done: BTreeMap<Slot, u64>,
+    /// Slots whose note was asked for.
+    asked: BTreeSet<Slot>,
     /// Slots may have notes that we don't know of.
     unsure: bool,
     replayed: Replayed,
@@ -306,6 +310,10 @@ impl Replayer<'_> {
             return Ok(offset <= *done);
         }
         if !self.unsure {
+            return Ok(false);
+        }
+        // Once for each slot: the next unit of one that has no note writes the first.
+        if !self.asked.insert(slot) {
             return Ok(false);
         }
         let noted = self.noted(slot).await?;
