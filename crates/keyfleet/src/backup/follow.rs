@@ -168,7 +168,15 @@ pub async fn follow(
 ) -> Result<(), FollowError> {
     let pool = Pool::new();
     let mut pause = PAUSE;
+    let (mut tried, mut worked) = (false, false);
     loop {
+        if std::mem::replace(&mut tried, true) {
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
         let unrest = take::Watch::default();
         let layout = tokio::select! {
             layout = take::rested(job, &unrest) => layout,
@@ -186,7 +194,7 @@ pub async fn follow(
         let begun = Chain::begin(job, progress, &layout, &pool, &mut tasks, &stop).await;
         let ended = match begun {
             Ok(mut chain) => {
-                pause = PAUSE;
+                (pause, worked) = (PAUSE, true);
                 chain.run(every, &mut stop).await
             }
             Err(error) => Err(error),
@@ -195,6 +203,8 @@ pub async fn follow(
         let why = match ended {
             Ok(None) => return Ok(()),
             Ok(Some(why)) | Err(Trouble::Passing(why)) => why,
+            // What worked once may work again.
+            Err(Trouble::Final(FollowError::Backup(error))) if worked => told(&error),
             Err(Trouble::Final(error)) => return Err(error),
         };
         tracing::warn!(cluster = job.cluster, "{why}");
@@ -204,11 +214,6 @@ pub async fn follow(
             }
             state.waiting_for = Some(why);
         });
-        tokio::select! {
-            () = sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
@@ -242,8 +247,14 @@ impl<'a> Chain<'a> {
         {
             let numbers = segment::numbers(&storage, &cluster, &name).await;
             if let Some(number) = numbers.map_err(ShelfError::from)?.pop() {
-                let kept = segment::read(&storage, &cluster, &name, number).await?;
-                last = Some(kept.segment);
+                last = match segment::read(&storage, &cluster, &name, number).await {
+                    Ok(kept) => Some(kept.segment),
+                    Err(error @ ShelfError::Storage(_)) => return Err(error.into()),
+                    Err(error) => {
+                        tracing::warn!(cluster, "{name} is not gone on with: {}", told(&error));
+                        None
+                    }
+                };
             }
         }
         let on = match last {
