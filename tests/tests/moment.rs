@@ -10,8 +10,13 @@ use std::{
     time::Duration,
 };
 
-use keyfleet::{admin_client::Connection, backup::manifest::shown, observe::now_ms};
-use protocol::{SlotSet, key_slot};
+use keyfleet::{
+    admin_client::Connection,
+    backup::manifest::shown,
+    mover::slots::{SlotMove, move_slots},
+    observe::now_ms,
+};
+use protocol::{SlotSet, engine::AtomicSlots, key_slot};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use tests::{
@@ -261,7 +266,9 @@ async fn through_failovers_moves_and_kills_into_another_shape() {
         writer.work(300).await;
         let following = fleet.spawn(&args);
         kept_until(&fleet, &place, now_ms()).await;
-        source.move_slots(1, 2, SlotSet::range(6_000, 9_000)).await.unwrap();
+        let atomic = if kind == "valkey" { AtomicSlots::MigrateSlots } else { AtomicSlots::None };
+        let slots = SlotSet::range(6_000, 9_000);
+        move_slots(&SlotMove { atomic, ..source.slot_move(1, 2, slots) }, |_| ()).await.unwrap();
         writer.work(2_000).await;
         kept_until(&fleet, &place, now_ms()).await;
         source.kill(0).unwrap();
