@@ -162,6 +162,16 @@ impl RawCluster {
         self.nodes[index].server.link().await
     }
 
+    /// How many keys these nodes hold.
+    pub async fn keys(&self, nodes: impl IntoIterator<Item = usize>) -> Result<u64> {
+        let mut keys = 0;
+        for index in nodes {
+            let size = call(&mut self.link(index).await?, &["DBSIZE"]).await?;
+            keys += u64::try_from(size.as_integer().context("DBSIZE is no number")?)?;
+        }
+        Ok(keys)
+    }
+
     /// A node's view.
     pub async fn view(&self, index: usize) -> Result<ClusterNodes> {
         let mut link = self.link(index).await?;

@@ -213,7 +213,7 @@ impl TestFleet {
     /// What `status` says.
     pub async fn status_json(&self) -> serde_json::Value {
         let ended = self.run(&["status", "--output", "json"]).await.expect_code(0);
-        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+        ended.json()
     }
 
     /// The fleet as keyfleet sees it, by a look of our own.
@@ -430,6 +430,19 @@ impl Ended {
         let seen = self.code;
         assert_eq!(seen, Some(code), "exit code\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
         self
+    }
+}
+
+impl Ended {
+    /// What it printed, as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// What it said on stderr, in one line.
+    pub fn said(&self) -> String {
+        self.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 

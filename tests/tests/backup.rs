@@ -18,7 +18,7 @@ use tests::{
     bucket::{BUCKET, Bucket, KEY, Trouble},
     cluster::{RawCluster, Shape, call},
     engines::engine,
-    fleet::{CLUSTER, Ended, Running, Spec, TestFleet},
+    fleet::{CLUSTER, Running, Spec, TestFleet},
     server::{POLL, Server, TIME_MAX},
 };
 use tokio::time::{Instant, sleep};
@@ -45,28 +45,9 @@ fn dump(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/protocol/tests/dumps").join(name)
 }
 
-fn json(ended: &Ended) -> Json {
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
-}
-
-/// What it said on stderr, in one line.
-fn said(ended: &Ended) -> String {
-    ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// A place for backups in the fleet's directory.
 fn place(fleet: &TestFleet) -> String {
     fleet.directory().join("backups").to_str().unwrap().to_owned()
-}
-
-async fn keys(cluster: &RawCluster, primaries: usize) -> u64 {
-    let mut keys = 0;
-    for index in 0..primaries {
-        let mut link = cluster.link(index).await.unwrap();
-        let size = call(&mut link, &["DBSIZE"]).await.unwrap();
-        keys += u64::try_from(size.as_integer().unwrap()).unwrap();
-    }
-    keys
 }
 
 /// Keys on a server that is no cluster's.
@@ -166,14 +147,14 @@ async fn under_load_then_into_another_shape_and_engine() {
         }
         let before = writers.answered();
         let args = ["backup", "mine", "--connect", &address, "--to", &place, "--output", "json"];
-        let taken = json(&fleet.run(&args).await.expect_code(0));
+        let taken = fleet.run(&args).await.expect_code(0).json();
         let after = writers.end().await;
         let shards = taken["shards"].as_array().unwrap();
         assert_eq!(shards.len(), 3, "{taken}");
         for shard in shards {
             assert_eq!(shard["from_replica"], true, "{taken}");
         }
-        let listed = json(&fleet.run(&["backups", "--from", &place, "--output", "json"]).await);
+        let listed = fleet.run(&["backups", "--from", &place, "--output", "json"]).await.json();
         assert_eq!(listed[0]["id"], taken["id"], "{listed}");
         assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
         let id = taken["id"].as_str().unwrap();
@@ -184,10 +165,10 @@ async fn under_load_then_into_another_shape_and_engine() {
         let args =
             ["restore", "latest", "--from", &place, "--to", &to, "--verify", "--output", "json"];
         let ended = fleet.run(&args).await;
-        let report = json(&ended);
+        let report = ended.json();
         assert_eq!(report["verified"]["different"], 0, "{ended:?}");
         let expired = report["read"]["expired"].as_u64().unwrap();
-        let held = keys(&target, 5).await;
+        let held = target.keys(0..5).await.unwrap();
         assert_eq!(report["verified"]["same"], held, "{ended:?}");
         let there: u64 = shards
             .iter()
@@ -220,17 +201,6 @@ async fn under_load_then_into_another_shape_and_engine() {
     }
 }
 
-/// How many keys the primaries hold.
-async fn held(cluster: &RawCluster, primaries: usize) -> usize {
-    let mut held = 0;
-    for index in 0..primaries {
-        let mut link = cluster.link(index).await.unwrap();
-        let size = call(&mut link, &["DBSIZE"]).await.unwrap();
-        held += usize::try_from(size.as_integer().unwrap()).unwrap();
-    }
-    held
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_is_killed_goes_on() {
     const MANY: usize = 300_000;
@@ -247,7 +217,7 @@ async fn a_restore_that_is_killed_goes_on() {
     // Before anything was noted of how far it is, and later.
     for share in [50, 3, 2] {
         let running = fleet.spawn(&args);
-        while held(&target, 5).await < MANY / share {
+        while target.keys(0..5).await.unwrap() < (MANY / share) as u64 {
             sleep(POLL).await;
         }
         let ended = running.kill9().await;
@@ -255,7 +225,7 @@ async fn a_restore_that_is_killed_goes_on() {
     }
     let ended = fleet.run(&args).await.expect_code(0);
     assert!(ended.stderr.contains("Going on at"), "{ended:?}");
-    assert_eq!(held(&target, 5).await, MANY);
+    assert_eq!(target.keys(0..5).await.unwrap(), MANY as u64);
     target.check_filled(MANY, VALUE_BYTES).await.unwrap();
 }
 
@@ -277,7 +247,7 @@ async fn a_primary_dies_meanwhile() {
     let fleet = TestFleet::empty();
     let (place, running) = begin(&fleet, &source).await;
     source.kill(0).unwrap();
-    let taken = json(&running.wait().await.expect_code(0));
+    let taken = running.wait().await.expect_code(0).json();
     let shards = taken["shards"].as_array().unwrap();
     let slots: Vec<&Json> = shards.iter().map(|shard| &shard["slots"]).collect();
     assert_eq!(slots, ["0-5460", "5461-10921", "10922-16383"], "{taken}");
@@ -300,7 +270,7 @@ async fn slots_move_meanwhile() {
     let fleet = TestFleet::empty();
     let (place, running) = begin(&fleet, &source).await;
     source.move_slots(0, 2, SlotSet::range(0, 2_000)).await.unwrap();
-    let taken = json(&running.wait().await.expect_code(0));
+    let taken = running.wait().await.expect_code(0).json();
     let slots: Vec<&Json> =
         taken["shards"].as_array().unwrap().iter().map(|shard| &shard["slots"]).collect();
     assert_eq!(slots, ["0-2000,10922-16383", "2001-5460", "5461-10921"], "{taken}");
@@ -343,7 +313,7 @@ async fn a_killed_one_is_no_backup_and_cleared_away_later() {
     let mark = wait_for_mark(&place, "mine").await;
     running.signal(Signal::INT);
     let ended = running.wait().await.expect_code(1);
-    assert!(said(&ended).contains("stopped before the end"), "{ended:?}");
+    assert!(ended.said().contains("stopped before the end"), "{ended:?}");
     assert!(!mark.parent().unwrap().exists());
 }
 
@@ -359,14 +329,14 @@ async fn old_ones_go_and_damaged_ones_are_found() {
     for round in 0..4 {
         call(&mut link, &["SET", "round", &round.to_string()]).await.unwrap();
         let args = ["backup", "--connect", &address, "--to", &place, "--keep", "2", "-o", "json"];
-        let taken = json(&fleet.run(&args).await.expect_code(0));
+        let taken = fleet.run(&args).await.expect_code(0).json();
         ids.push(taken["id"].as_str().unwrap().to_owned());
         let gone: Vec<&str> =
             taken["deleted"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
         let expected: Vec<&str> = ids.iter().rev().skip(2).take(1).map(String::as_str).collect();
         assert_eq!(gone, expected);
     }
-    let listed = json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await);
+    let listed = fleet.run(&["backups", "--from", &place, "-o", "json"]).await.json();
     let listed: Vec<&str> =
         listed.as_array().unwrap().iter().map(|each| each["id"].as_str().unwrap()).collect();
     assert_eq!(listed, ids[2..]);
@@ -374,9 +344,9 @@ async fn old_ones_go_and_damaged_ones_are_found() {
     let restore = ["restore", "latest", "--from", &place, "--to", &address];
     call(&mut link, &["SET", "round", "later"]).await.unwrap();
     let ended = fleet.run(&restore).await.expect_code(1);
-    assert!(said(&ended).contains("holds 1,001 keys already"), "{ended:?}");
+    assert!(ended.said().contains("holds 1,001 keys already"), "{ended:?}");
     let ended = fleet.run(&[&restore[..], &["--yes"]].concat()).await.expect_code(1);
-    assert!(said(&ended).contains("\"round\": is there already"), "{ended:?}");
+    assert!(ended.said().contains("\"round\": is there already"), "{ended:?}");
     fleet.run(&[&restore[..], &["--replace"]].concat()).await.expect_code(0);
     let round = call(&mut link, &["GET", "round"]).await.unwrap();
     assert_eq!(round.as_str(), Some("3"));
@@ -393,7 +363,7 @@ async fn old_ones_go_and_damaged_ones_are_found() {
         fs::write(&file, bytes).unwrap();
         let ended = fleet.run(&["backup", "verify", "latest", "--from", &place]).await;
         let ended = ended.expect_code(1);
-        assert!(said(&ended).contains(expected), "{expected}: {ended:?}");
+        assert!(ended.said().contains(expected), "{expected}: {ended:?}");
     };
     check(&good[..good.len() - 1], "bytes, and should have").await;
     let mut flipped = good.clone();
@@ -407,10 +377,10 @@ async fn old_ones_go_and_damaged_ones_are_found() {
     other[checksum..].fill(0);
     check(&other, "SHA-256").await;
     let ended = fleet.run(&[&restore[..], &["--replace"]].concat()).await;
-    assert!(said(&ended).contains("SHA-256"), "{ended:?}");
+    assert!(ended.said().contains("SHA-256"), "{ended:?}");
     fs::remove_file(&file).unwrap();
     let ended = fleet.run(&["backup", "verify", "latest", "--from", &place]).await;
-    assert!(said(&ended.expect_code(1)).contains("is not there"));
+    assert!(ended.expect_code(1).said().contains("is not there"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -423,14 +393,14 @@ async fn a_cluster_of_the_fleet_by_its_name() {
     let held = fleet.keys().await;
     assert!(held > 0);
     let args = ["backup", CLUSTER, "--to", &place, "--output", "json"];
-    let taken = json(&fleet.run(&args).await.expect_code(0));
+    let taken = fleet.run(&args).await.expect_code(0).json();
     let spec = fs::read_to_string(fleet.directory().join("fleet.yaml")).unwrap();
     assert_eq!(taken["spec"], spec, "{taken}");
     let args = ["restore", "latest", "--from", &place, "--to", CLUSTER, "--yes", "-o", "json"];
-    let report = json(&fleet.run(&args).await.expect_code(0));
+    let report = fleet.run(&args).await.expect_code(0).json();
     assert_eq!(report["existing_same"], held, "{report}");
     let ended = fleet.run(&["backup", "mian", "--to", &place]).await.expect_code(1);
-    assert!(said(&ended).contains("did you mean"), "{ended:?}");
+    assert!(ended.said().contains("did you mean"), "{ended:?}");
 }
 
 /// A fleet's directory whose commands can use the bucket.
@@ -463,17 +433,17 @@ async fn into_a_bucket_and_back() {
     let address = server.address.to_string();
     let args =
         ["backup", "mine", "--connect", &address, "--to", &place, "--keep", "1", "-o", "json"];
-    let first = json(&fleet.run(&args).await.expect_code(0));
-    let taken = json(&fleet.run(&args).await.expect_code(0));
+    let first = fleet.run(&args).await.expect_code(0).json();
+    let taken = fleet.run(&args).await.expect_code(0).json();
     assert_eq!(taken["deleted"][0], first["id"], "{taken}");
     let listed =
-        json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0));
+        fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0).json();
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
     assert_eq!(listed[0]["keys"], 1_020, "{listed}");
     fleet.run(&["backup", "verify", "latest", "--from", &place]).await.expect_code(0);
     call(&mut link, &["FLUSHALL"]).await.unwrap();
     let args = ["restore", "latest", "--from", &place, "--to", &address, "--verify", "-o", "json"];
-    let report = json(&fleet.run(&args).await.expect_code(0));
+    let report = fleet.run(&args).await.expect_code(0).json();
     assert_eq!(report["verified"]["same"], 1_020, "{report}");
     // Its file is an RDB file like others.
     let id = taken["id"].as_str().unwrap();
@@ -496,7 +466,7 @@ async fn a_bucket_in_trouble_holds_no_half_backup() {
     let good = bucket.files();
     let check = async |fleet: &TestFleet, to: &str, expected: &[&str]| {
         let ended = fleet.run(&["backup", "mine", "--connect", &address, "--to", to]).await;
-        let said = said(&ended.expect_code(1));
+        let said = ended.expect_code(1).said();
         for expected in expected {
             assert!(said.contains(expected), "{expected}: {said}");
         }
@@ -518,10 +488,10 @@ async fn a_bucket_in_trouble_holds_no_half_backup() {
     fleet.set_variable("AWS_SECRET_ACCESS_KEY", "another");
     check(&fleet, &place, &["SignatureDoesNotMatch", "check the key"]).await;
     let ended = fleet.run(&["backups", "--from", &place]).await.expect_code(1);
-    assert!(said(&ended).contains("check the key"), "{ended:?}");
+    assert!(ended.said().contains("check the key"), "{ended:?}");
     fleet.set_variable("AWS_SECRET_ACCESS_KEY", KEY.1);
     let listed =
-        json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0));
+        fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0).json();
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
     fleet.run(&args).await.expect_code(0);
 }
@@ -563,7 +533,7 @@ async fn by_the_spec_guard_takes_them() {
     // One that was missed is made up for once, whatever was missed.
     age();
     let second = wait("the second", &|record| record["last"]["id"] != first["last"]["id"]).await;
-    let listed = json(&fleet.run(&["backups", "-o", "json"]).await.expect_code(0));
+    let listed = fleet.run(&["backups", "-o", "json"]).await.expect_code(0).json();
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
     // The place is gone: that is seen, and the good ones stay what they were.
     let kept = fleet.directory().join("kept");

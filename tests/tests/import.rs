@@ -93,12 +93,7 @@ fn many(fleet: &TestFleet, count: usize, large: &[Entry]) -> PathBuf {
 }
 
 async fn held(cluster: &RawCluster, nodes: std::ops::Range<usize>) -> usize {
-    let mut keys = 0;
-    for index in nodes {
-        let mut link = cluster.link(index).await.unwrap();
-        keys += call(&mut link, &["DBSIZE"]).await.unwrap().as_integer().unwrap();
-    }
-    keys.try_into().unwrap()
+    cluster.keys(nodes).await.unwrap().try_into().unwrap()
 }
 
 async fn wait_until_held(cluster: &RawCluster, count: usize) {

@@ -18,7 +18,6 @@ use keyfleet::{
 };
 use protocol::{SlotSet, engine::AtomicSlots, key_slot};
 use rustix::process::Signal;
-use serde_json::Value as Json;
 use tests::{
     bucket::{BUCKET, Bucket, KEY},
     cluster::{RawCluster, Shape, call},
@@ -46,15 +45,6 @@ async fn cluster(kind: &str, version: &str, primaries: usize, replicas: usize) -
     ];
     let shape = Shape { server: &server, primaries, replicas, spare: 0, config: &config };
     RawCluster::start(&shape).await.unwrap()
-}
-
-fn json(ended: &Ended) -> Json {
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
-}
-
-/// What it said on stderr, in one line.
-fn said(ended: &Ended) -> String {
-    ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn place(fleet: &TestFleet, name: &str) -> String {
@@ -198,7 +188,7 @@ async fn kept_until(fleet: &TestFleet, place: &str, at_ms: u64) {
     let deadline = Instant::now() + TIME_MAX;
     loop {
         let listed = fleet.run(&["backups", "--from", place, "-o", "json"]).await.expect_code(0);
-        let listed = json(&listed);
+        let listed = listed.json();
         let mut until =
             listed.as_array().unwrap().iter().filter_map(|each| each["until_ms"].as_u64());
         if until.any(|until| until >= at_ms) {
@@ -217,21 +207,11 @@ async fn quiet_second() -> String {
     at
 }
 
-async fn held(cluster: &RawCluster, primaries: usize) -> u64 {
-    let mut held = 0;
-    for index in 0..primaries {
-        let mut link = cluster.link(index).await.unwrap();
-        let size = call(&mut link, &["DBSIZE"]).await.unwrap();
-        held += u64::try_from(size.as_integer().unwrap()).unwrap();
-    }
-    held
-}
-
 /// The target holds what a backup holds: the same keys, values and ends.
 async fn same(fleet: &TestFleet, place: &str, to: &str) -> u64 {
     let args =
         ["restore", "latest", "--from", place, "--to", to, "--yes", "--verify", "-o", "json"];
-    let report = json(&fleet.run(&args).await.expect_code(0));
+    let report = fleet.run(&args).await.expect_code(0).json();
     let (existing, verified) = (&report["existing_same"], &report["verified"]);
     let troubles = &report["read"]["troubles"];
     assert_eq!(verified["different"], 0, "{verified} {troubles}");
@@ -274,7 +254,7 @@ async fn through_failovers_moves_and_kills_into_another_shape() {
         source.kill(0).unwrap();
         writer.work(2_000).await;
         kept_until(&fleet, &place, now_ms()).await;
-        let listed = json(&fleet.run(&["backups", "--from", &place, "-o", "json"]).await);
+        let listed = fleet.run(&["backups", "--from", &place, "-o", "json"]).await.json();
         assert_eq!(listed.as_array().unwrap().len(), 1, "it began anew: {listed}");
         writer.rest().await;
         let at = quiet_second().await;
@@ -289,20 +269,20 @@ async fn through_failovers_moves_and_kills_into_another_shape() {
         }
         kept_until(&fleet, &place, now_ms()).await;
         let ended = stop(following).await;
-        assert!(said(&ended).contains("can be gone back to"), "{ended:?}");
+        assert!(ended.said().contains("can be gone back to"), "{ended:?}");
         fleet.run(&["backup", "verify", "latest", "--from", &place]).await.expect_code(0);
 
         let target = cluster(to_kind, to_version, 5, 0).await;
         let to = target.addresses()[2].to_string();
         let args = ["restore", "latest", "--at", &at, "--from", &place, "--to", &to];
         let report = fleet.run(&[&args[..], &["-o", "json"]].concat()).await.expect_code(0);
-        let report = json(&report);
+        let report = report.json();
         let replayed = &report["replayed"];
         assert!(replayed["commands"].as_u64() > Some(1_000), "{replayed}");
-        let keys = held(&target, 5).await;
+        let keys = target.keys(0..5).await.unwrap();
         assert_eq!(same(&fleet, &check, &to).await, keys);
         let ended = fleet.run(&args).await.expect_code(1);
-        assert!(said(&ended).contains("already, and nothing was restored"), "{ended:?}");
+        assert!(ended.said().contains("already, and nothing was restored"), "{ended:?}");
         writer.task.abort();
     }
 }
@@ -338,12 +318,12 @@ async fn killed_again_and_again_nothing_is_done_twice() {
     let args = ["restore", "latest", "--at", &at, "--from", &place, "--to", &to];
     for (round, keys) in [1, 150, 300].into_iter().enumerate() {
         let running = fleet.spawn(&args);
-        while held(&target, 3).await < keys {
+        while target.keys(0..3).await.unwrap() < keys {
             sleep(POLL).await;
         }
         let ended = running.kill9().await;
         assert_eq!(ended.code, None, "it was over before it was killed: {ended:?}");
-        assert!(held(&target, 3).await < 900, "round {round}");
+        assert!(target.keys(0..3).await.unwrap() < 900, "round {round}");
     }
     // And while a primary dies, and may take with it what it had said to have done.
     let running = fleet.spawn(&args);
@@ -351,12 +331,7 @@ async fn killed_again_and_again_nothing_is_done_twice() {
     let ended = running.wait().await.expect_code(0);
     assert!(ended.stderr.contains("going on with the commands"), "{ended:?}");
     assert_eq!(same(&fleet, &check, &to).await, 600);
-    let mut keys = 0;
-    for index in [1, 2, 3] {
-        let mut link = target.link(index).await.unwrap();
-        keys += call(&mut link, &["DBSIZE"]).await.unwrap().as_integer().unwrap();
-    }
-    assert_eq!(keys, 600, "notes are left");
+    assert_eq!(target.keys([1, 2, 3]).await.unwrap(), 600, "notes are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -441,12 +416,12 @@ async fn one_server_of_an_old_version_with_databases_through_a_bucket() {
     }
     assert_eq!(damaged, 1);
     let ended = fleet.run(&["backup", "verify", "latest", "--from", &place]).await.expect_code(1);
-    assert!(said(&ended).contains("is not what was written"), "{ended:?}");
+    assert!(ended.said().contains("is not what was written"), "{ended:?}");
     let empty = Server::start(&engine("redis", "7.0").server, &[]).await.unwrap();
     let to = empty.address.to_string();
     let args = ["restore", "latest", "--at", &at, "--from", &place, "--to", &to];
     let ended = fleet.run(&args).await.expect_code(1);
-    assert!(said(&ended).contains("is not what was written"), "{ended:?}");
+    assert!(ended.said().contains("is not what was written"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -542,22 +517,22 @@ async fn what_had_its_time_goes_and_what_is_missing_is_said() {
         fleet.run(&["restore", "latest", "--at", at, "--from", &place, "--to", &to]).await
     };
     let ended = restore(&early).await.expect_code(1);
-    let words = said(&ended);
+    let words = ended.said();
     assert!(
         words.contains("no backup that is there") || words.contains("were kept up to"),
         "{words}"
     );
     let ended = restore("2100-01-01T00:00:00Z").await.expect_code(1);
-    assert!(said(&ended).contains("the last moment before is"), "{ended:?}");
+    assert!(ended.said().contains("the last moment before is"), "{ended:?}");
     let ended = restore("yesterday").await;
-    assert!(said(&ended).contains("that is not a time like"), "{ended:?}");
+    assert!(ended.said().contains("that is not a time like"), "{ended:?}");
     // A segment is missing.
     let files = segments();
     let missing = &files[files.len() - 2];
     let bytes = fs::read(missing).unwrap();
     fs::remove_file(missing).unwrap();
     let ended = restore(&at).await.expect_code(1);
-    assert!(said(&ended).contains("commands are missing between segments"), "{ended:?}");
+    assert!(ended.said().contains("commands are missing between segments"), "{ended:?}");
     fs::write(missing, bytes).unwrap();
     restore(&at).await.expect_code(0);
     let mut link = target.link().await.unwrap();

@@ -21,6 +21,20 @@ use crate::{
     store::StoreError,
 };
 
+/// An error with its causes, on one line.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
+
 /// Where a command ended other than well: problems to show and the code to exit with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

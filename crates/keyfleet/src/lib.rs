@@ -19,4 +19,5 @@ pub mod runtimes;
 pub mod secrets;
 pub mod session;
 pub mod store;
+mod sync;
 pub mod twemproxy;

@@ -20,12 +20,13 @@ mod tap;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use protocol::{Info, SlotSet};
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,10 @@ use super::{
 };
 use crate::{
     admin_client::{Commands, DEADLINE, Login, Pool},
+    errors::with_causes,
     observe::now_ms,
+    secrets::sha256,
+    sync::locked,
 };
 
 /// How long a segment is where nobody says.
@@ -156,7 +160,7 @@ struct Chain<'a> {
     stop: watch::Receiver<bool>,
 }
 
-/// The segment; None: there was one of its number, or the process was to end first.
+/// The segment; an error: somebody else wrote one of its number; None: the process was to end first.
 type Written = Result<Segment, Option<FollowError>>;
 
 /// Keeps a cluster's commands until `stop` turns true. `every`: how long a segment is.
@@ -185,7 +189,7 @@ pub async fn follow(
         let layout = match layout {
             Ok(layout) => layout,
             Err(error @ BackupError::Unrest { .. }) => {
-                progress.set(|state| state.waiting_for = Some(told(&error)));
+                progress.set(|state| state.waiting_for = Some(with_causes(&error)));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -204,7 +208,7 @@ pub async fn follow(
             Ok(None) => return Ok(()),
             Ok(Some(why)) | Err(Trouble::Passing(why)) => why,
             // What worked once may work again.
-            Err(Trouble::Final(FollowError::Backup(error))) if worked => told(&error),
+            Err(Trouble::Final(FollowError::Backup(error))) if worked => with_causes(&error),
             Err(Trouble::Final(error)) => return Err(error),
         };
         tracing::warn!(cluster = job.cluster, "{why}");
@@ -251,7 +255,11 @@ impl<'a> Chain<'a> {
                     Ok(kept) => Some(kept.segment),
                     Err(error @ ShelfError::Storage(_)) => return Err(error.into()),
                     Err(error) => {
-                        tracing::warn!(cluster, "{name} is not gone on with: {}", told(&error));
+                        tracing::warn!(
+                            cluster,
+                            "{name} is not gone on with: {}",
+                            with_causes(&error)
+                        );
                         None
                     }
                 };
@@ -438,16 +446,14 @@ impl<'a> Chain<'a> {
         let mut pieces = Vec::new();
         let mut held_bytes = Vec::new();
         for (tap, slots) in self.taps.iter().zip(&self.slots) {
-            let mut held = locked(&tap.held);
-            let bytes = std::mem::take(&mut held.bytes);
+            let (bytes, Point { id, offset }) = tap.take();
             pieces.push(Piece {
                 slots: slots.clone(),
-                id: held.point.id.clone(),
-                start: held.point.offset - bytes.len() as u64,
-                end: held.point.offset,
-                sha256: segment::sum(&bytes),
+                id,
+                start: offset - bytes.len() as u64,
+                end: offset,
+                sha256: sha256(&bytes),
             });
-            drop(held);
             held_bytes.push(bytes);
         }
         let mut ticks = Vec::new();
@@ -469,8 +475,9 @@ impl<'a> Chain<'a> {
             ticks,
         };
         (self.number, self.cut_ms) = (self.number + 1, segment.cut_ms);
+        let object = segment::encode(&segment, &held_bytes)?;
         let (storage, held_up) = (self.job.storage.clone(), Arc::clone(&self.held_up));
-        let written = write(storage, segment, held_bytes, held_up, self.stop.clone());
+        let written = write(storage, segment, object, held_up, self.stop.clone());
         self.writing = Some(tokio::spawn(written));
         Ok(())
     }
@@ -506,13 +513,13 @@ impl<'a> Chain<'a> {
 async fn write(
     storage: Storage,
     segment: Segment,
-    bytes: Vec<Vec<u8>>,
+    object: Bytes,
     held_up: Arc<Mutex<Option<String>>>,
     mut stop: watch::Receiver<bool>,
 ) -> Written {
     let mut pause = PAUSE;
     loop {
-        match segment::write(&storage, &segment, &bytes).await {
+        match segment::write(&storage, &segment, object.clone()).await {
             Ok(true) => {
                 *locked(&held_up) = None;
                 return Ok(segment);
@@ -521,7 +528,7 @@ async fn write(
                 let (chain, number) = (segment.chain, segment.number);
                 return Err(Some(FollowError::Another { chain, number }));
             }
-            Err(error) => *locked(&held_up) = Some(told(&error)),
+            Err(error) => *locked(&held_up) = Some(with_causes(&error)),
         }
         tokio::select! {
             () = sleep(pause) => {}
@@ -598,22 +605,4 @@ impl From<Lost> for Trouble {
         let (Lost::Gone(why) | Lost::Away(why)) = lost;
         Self::Passing(why)
     }
-}
-
-/// An error with its causes, on one line.
-pub fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

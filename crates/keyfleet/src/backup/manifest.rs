@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, NaiveDateTime};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use protocol::{Engine, NodeId, SlotSet};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -111,14 +111,18 @@ pub(super) fn parse<T: DeserializeOwned>(
     serde_json::from_slice(text).map_err(damaged)
 }
 
+fn utc(at_ms: u64) -> DateTime<Utc> {
+    let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
+    at.unwrap_or_default()
+}
+
 /// How a name says a time.
 const ID: &str = "%Y-%m-%dT%H-%M-%SZ";
 
 /// A backup's name from the time when it was begun (milliseconds since the Unix epoch). Later ones sort
 /// behind.
 pub fn id(at_ms: u64) -> String {
-    let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
-    at.unwrap_or_default().format(ID).to_string()
+    utc(at_ms).format(ID).to_string()
 }
 
 /// A time as people say it, milliseconds since the Unix epoch: `2026-11-22T18:30:00Z`, with an offset in
@@ -131,8 +135,7 @@ pub fn time(text: &str) -> Option<u64> {
 
 /// A time as people read it.
 pub fn shown(at_ms: u64) -> String {
-    let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
-    at.unwrap_or_default().format("%Y-%m-%dT%H:%M:%SZ").to_string()
+    utc(at_ms).format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]

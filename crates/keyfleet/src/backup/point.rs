@@ -19,9 +19,6 @@ const NEAR_MS: u64 = 3_000;
 /// What is read at a time.
 const READ_AT_ONCE: usize = 8;
 
-/// The longest command: an engine takes strings of 512 MiB.
-const COMMAND_BYTES_MAX: usize = 513 << 20;
-
 /// A moment that can't be gone back to.
 #[derive(Debug, thiserror::Error)]
 pub enum PointError {
@@ -302,7 +299,7 @@ impl PointInTime {
             shard: shard.clone(),
             next: 0,
             at: shard.from,
-            reader: aof::Reader::new(shard.from, COMMAND_BYTES_MAX),
+            reader: aof::Reader::new(shard.from, aof::COMMAND_BYTES_MAX),
         }
     }
 

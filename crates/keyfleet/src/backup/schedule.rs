@@ -15,13 +15,14 @@ use tokio::{
 };
 
 use super::{
-    follow::{self, Progress, told},
+    follow::{self, Progress},
     retention::Retention,
     shelf,
     storage::{Storage, is_url},
     take::{self, BackupError, Job, Watch},
 };
 use crate::{
+    errors::with_causes,
     observe::now_ms,
     session::Session,
     store::{Store, StoreError},
@@ -207,7 +208,7 @@ impl Schedule {
             let storage = match Storage::open(&place(&session.store, policy)) {
                 Ok(storage) => storage,
                 Err(error) => {
-                    tracing::warn!(cluster = %name, "no commands are kept: {}", told(&error));
+                    tracing::warn!(cluster = %name, "no commands are kept: {}", with_causes(&error));
                     continue;
                 }
             };
@@ -218,7 +219,11 @@ impl Schedule {
             let task = tokio::spawn(async move {
                 let ended = follow::follow(&mut job, follow::SEGMENT, &watched, stopped).await;
                 if let Err(error) = ended {
-                    tracing::warn!(cluster = job.cluster, "no commands are kept: {}", told(&error));
+                    tracing::warn!(
+                        cluster = job.cluster,
+                        "no commands are kept: {}",
+                        with_causes(&error)
+                    );
                     // Not again at once.
                     sleep(AGAIN).await;
                 }
@@ -284,7 +289,7 @@ fn note(
         // Whoever takes over takes it.
         Err(BackupError::Stopped) => return Ok(()),
         Err(error) => {
-            let why = told(&error);
+            let why = with_causes(&error);
             tracing::warn!(%cluster, "no backup: {why}");
             record.failed = Some(Failed { started_ms, why });
         }

@@ -9,16 +9,16 @@
 //! two that write the same chain find out. A piece may end in the middle of a command, which the next
 //! one goes on with.
 
+use bytes::Bytes;
 use protocol::SlotSet;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::{
     manifest,
     shelf::ShelfError,
     storage::{Storage, StorageError},
 };
-use crate::secrets::hex;
+use crate::secrets::sha256;
 
 /// Where the chains are, below the cluster's name.
 pub const STREAM: &str = "stream";
@@ -100,16 +100,11 @@ impl Kept {
         }
         let start = self.at + before;
         let bytes = storage.read_range(&self.name, start..start + piece.bytes()).await?;
-        if bytes.len() as u64 != piece.bytes() || hex(&Sha256::digest(&bytes)) != piece.sha256 {
+        if bytes.len() as u64 != piece.bytes() || sha256(&bytes) != piece.sha256 {
             return Err(ShelfError::Changed { name: storage.shown(&self.name) });
         }
         Ok(bytes.into())
     }
-}
-
-/// The sum that a piece has.
-pub fn sum(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }
 
 fn under(cluster: &str, chain: &str) -> String {
@@ -174,26 +169,27 @@ pub async fn read(
     }
 }
 
-/// Writes a segment with its pieces' bytes; false: there is one of this number already.
-pub async fn write(
-    storage: &Storage,
-    segment: &Segment,
-    pieces: &[Vec<u8>],
-) -> Result<bool, ShelfError> {
+/// The object of a segment with its pieces' bytes.
+pub fn encode(segment: &Segment, pieces: &[Vec<u8>]) -> Result<Bytes, ShelfError> {
     let Segment { cluster, chain, number, .. } = segment;
-    let name = name(cluster, chain, *number);
     let mut bytes = serde_json::to_vec(segment)
-        .map_err(|source| ShelfError::Damaged { name: storage.shown(&name), source })?;
+        .map_err(|source| ShelfError::Damaged { name: name(cluster, chain, *number), source })?;
     bytes.push(b'\n');
     for piece in pieces {
         bytes.extend_from_slice(piece);
     }
+    Ok(bytes.into())
+}
+
+/// Writes a segment's object; false: there is another one of its number.
+pub async fn write(
+    storage: &Storage,
+    segment: &Segment,
+    object: Bytes,
+) -> Result<bool, StorageError> {
+    let Segment { cluster, chain, number, .. } = segment;
     storage.prepare(&under(cluster, chain))?;
-    if storage.create(&name, bytes.clone()).await? {
-        return Ok(true);
-    }
-    // One that is there already may be ours: written, and the answer lost.
-    Ok(storage.read(&name).await?.is_some_and(|found| found == bytes))
+    storage.commit(&name(cluster, chain, *number), object).await
 }
 
 /// Throws away segments with nothing from `since_ms` on in them, and chains that are left empty. How

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
@@ -137,7 +138,7 @@ pub async fn begin(
     loop {
         let id = manifest::id(at_ms);
         storage.prepare(&under(cluster, &id))?;
-        if storage.create(&mark(cluster, &id), Vec::new()).await? {
+        if storage.create(&mark(cluster, &id), Bytes::new()).await? {
             if storage.find(&file(cluster, &id, MANIFEST)).await?.is_none() {
                 return Ok(id);
             }
@@ -168,10 +169,7 @@ pub async fn commit(storage: &Storage, manifest: &Manifest) -> Result<bool, Shel
     let name = file(cluster, id, MANIFEST);
     let text = serde_json::to_vec_pretty(manifest)
         .map_err(|source| ShelfError::Damaged { name: storage.shown(&name), source })?;
-    // One that is there already may be ours: written, and the answer lost.
-    if !storage.create(&name, text.clone()).await?
-        && storage.read(&name).await?.is_none_or(|found| found != text)
-    {
+    if !storage.commit(&name, text.into()).await? {
         return Ok(false);
     }
     if let Err(error) = storage.delete(&mark(cluster, id)).await {

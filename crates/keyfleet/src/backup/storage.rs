@@ -3,7 +3,7 @@
 //!
 //! An object appears whole or not at all. Memory is bounded: of what is written, two parts at a time.
 
-use std::{env, error::Error as _, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -13,7 +13,7 @@ use object_store::{
     path::Path,
 };
 
-use crate::store;
+use crate::{errors::with_causes, store};
 
 /// A request that fails is tried again so often, and no longer than this.
 const RETRIES: usize = 4;
@@ -47,12 +47,7 @@ impl StorageError {
             Self::Directory(_) => return "see who may use it: ls -ld",
             Self::Object { source, .. } => source,
         };
-        let mut text = source.to_string();
-        let mut next = source.source();
-        while let Some(error) = next {
-            text += &error.to_string();
-            next = error.source();
-        }
+        let text = with_causes(&**source);
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if says(&["NoSuchBucket", "NoSuchContainer", "ContainerNotFound"]) {
             "the bucket is not there: make it, or check its name and region"
@@ -242,13 +237,20 @@ impl Storage {
     }
 
     /// Writes a small object unless there is one; was it written?
-    pub async fn create(&self, name: &str, bytes: Vec<u8>) -> Result<bool, StorageError> {
+    pub async fn create(&self, name: &str, bytes: Bytes) -> Result<bool, StorageError> {
         let path = self.path(name);
         match self.store.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
             Err(error) => Err(self.fault("write", name)(error)),
         }
+    }
+
+    /// Writes an object for good; false: there is another one of this name. One that is there already
+    /// may be ours: written, and the answer lost.
+    pub async fn commit(&self, name: &str, bytes: Bytes) -> Result<bool, StorageError> {
+        Ok(self.create(name, bytes.clone()).await?
+            || self.read(name).await?.is_some_and(|found| found == bytes))
     }
 
     /// Begins to write a large object in parts of this size.

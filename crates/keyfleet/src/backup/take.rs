@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -32,6 +32,7 @@ use crate::{
     secrets::OWN_USER,
     session::Session,
     store::StoreError,
+    sync::locked,
 };
 
 /// How often a file that can't be had, or doesn't stand, is taken anew.
@@ -534,8 +535,4 @@ impl Taking {
             sleep(PAUSE / 5).await;
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

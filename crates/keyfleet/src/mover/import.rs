@@ -25,7 +25,7 @@ pub mod state;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -43,7 +43,10 @@ use self::{
     state::{Saved, StateError, StateFile},
 };
 use super::load::{LoadError, Loader, Options, Target};
-use crate::admin_client::{ClientError, Login};
+use crate::{
+    admin_client::{ClientError, Login},
+    sync::locked,
+};
 
 /// What to do with keys that are there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,8 +236,4 @@ fn open(job: &Job, runtime: &Handle, db: u64) -> Result<Loader, ImportError> {
     let options =
         Options { login: job.login.clone(), db, patience: job.patience, p99_max: job.p99_max };
     Ok(runtime.block_on(Loader::open(job.target.clone(), options))?)
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

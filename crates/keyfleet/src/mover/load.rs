@@ -20,7 +20,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -40,7 +40,10 @@ use self::{
     mend::Stray,
     table::Table,
 };
-use crate::admin_client::{ClientError, Login};
+use crate::{
+    admin_client::{ClientError, Login},
+    sync::locked,
+};
 
 /// A batch goes off when it has so many bytes or commands.
 const BATCH_BYTES: usize = 64 << 10;
@@ -451,8 +454,4 @@ impl Feeder {
             None => Err(LoadError::Away { address: self.shared.table.address(lane), seconds: 0 }),
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,7 +22,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -51,6 +51,7 @@ use crate::{
         point::{PointError, PointInTime, Shard},
         storage::Storage,
     },
+    sync::locked,
 };
 
 /// What goes off together, in all slots.
@@ -106,11 +107,11 @@ pub struct Watch {
 impl Watch {
     /// What holds it up now, if anything.
     pub fn waiting_for(&self) -> Option<String> {
-        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.waiting_for).clone()
     }
 
     fn wait_for(&self, what: Option<String>) {
-        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *locked(&self.waiting_for) = what;
     }
 }
 

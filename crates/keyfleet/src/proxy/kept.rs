@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     env,
-    error::Error,
     fs::File,
     io,
     net::SocketAddr,
@@ -40,7 +39,10 @@ use super::{
     takeover::{self, Offered, Taken},
     users::{self, UsersError},
 };
-use crate::store::{self, StoreError};
+use crate::{
+    errors::with_causes,
+    store::{self, StoreError},
+};
 
 /// What a fleet's proxy is to serve.
 pub const PROXY_STATE: &str = "proxy.json";
@@ -290,16 +292,6 @@ fn read(file: &Path) -> Result<(State, String), KeptError> {
     let text = store::read(file)?.ok_or_else(|| KeptError::NoState { path: path() })?;
     let state = serde_json::from_str(&text);
     Ok((state.map_err(|source| KeptError::State { path: path(), source })?, text))
-}
-
-/// An error with its causes.
-fn with_causes(error: &dyn Error) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(cause) = next {
-        text += &format!(": {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 /// Who gives figures away for Prometheus.

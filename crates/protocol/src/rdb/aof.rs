@@ -7,6 +7,9 @@
 
 use std::ops::Range;
 
+/// Bytes of the longest command that engines write: they take strings of 512 MiB.
+pub const COMMAND_BYTES_MAX: usize = 513 << 20;
+
 /// A command and where it begins.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Command<'a> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::sleep;
 
-use super::{PAUSE, TICK, locked, told};
+use super::{PAUSE, TICK};
 use crate::{
     admin_client::Login,
     backup::{
@@ -12,6 +12,8 @@ use crate::{
         replica::Point,
         tail::{Tail, TailError},
     },
+    errors::with_causes,
+    sync::locked,
 };
 
 /// One shard's stream as it comes.
@@ -54,7 +56,7 @@ pub async fn open_any(
             Ok(tail) => return Ok(tail),
             Err(error) => {
                 gone &= matches!(error, TailError::Gone { .. });
-                why = told(&error);
+                why = with_causes(&error);
             }
         }
     }
@@ -65,6 +67,12 @@ pub async fn open_any(
 impl Tap {
     pub fn held_bytes(&self) -> usize {
         locked(&self.held).bytes.len()
+    }
+
+    /// What came since, and where it ends.
+    pub fn take(&self) -> (Vec<u8>, Point) {
+        let mut held = locked(&self.held);
+        (std::mem::take(&mut held.bytes), held.point.clone())
     }
 
     /// Reads for ever, from whoever has the stream.
@@ -94,7 +102,7 @@ impl Tap {
             };
             drop(reading);
             tracing::debug!("a stream ended: {error}");
-            locked(&self.held).away = Some(told(&error));
+            locked(&self.held).away = Some(with_causes(&error));
             if matches!(error, TailError::Stopping { .. }) {
                 sleep(2 * TICK).await;
             }

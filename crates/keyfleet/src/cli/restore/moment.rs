@@ -169,10 +169,9 @@ async fn replayed(
 }
 
 fn failure(error: &ReplayError, place: &str) -> Failure {
-    let resumable = true;
     match error {
         ReplayError::Point(error) => no_way(error, place),
-        ReplayError::Load(error) => outcome::failure(&ImportError::Load(error.clone()), resumable),
+        ReplayError::Load(error) => outcome::failure(&ImportError::Load(error.clone()), true),
         ReplayError::Client(_) | ReplayError::Forgetful | ReplayError::Ends { .. } => {
             Failure::of(error).hint(
                 "see that every slot has a primary, then run the same command again: it goes on \

@@ -211,7 +211,6 @@ impl<'a> Carrier<'a> {
     fn entry(&mut self, at: Position, entry: &Entry<'_>) -> Result<Next, ImportError> {
         let Entry { key, raw } = entry;
         self.note(at);
-        self.last.0.clear();
         if !self.wanted(key, raw.len() as u64) {
             return Ok(Next::Go);
         }
@@ -478,16 +477,16 @@ impl Visitor for Carrier<'_> {
     }
 
     fn event(&mut self, at: Position, event: &mut Event<'_>) -> Result<Next, ImportError> {
+        if matches!(event, Event::Entry(_) | Event::Big(_)) {
+            self.last.0.clear();
+        }
         match event {
             Event::Entry(entry) => {
-                if self.followed(at, &mut entry.key) {
-                    return self.entry(at, entry);
-                }
-                self.last.0.clear();
+                let wanted = self.followed(at, &mut entry.key);
+                return if wanted { self.entry(at, entry) } else { Ok(Next::Go) };
             }
             Event::Big(big) => {
                 self.note(at);
-                self.last.0.clear();
                 if !self.followed(at, &mut big.key) {
                     return Ok(Next::Go);
                 }

@@ -18,9 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{backup::reader::Stored, secrets::sha256};
 
-/// The longest command of an append-only file: an engine takes strings of 512 MiB.
-const COMMAND_BYTES_MAX: usize = 513 << 20;
-
 /// Bytes that tell one file from another, beside its length and time.
 const HEAD_BYTES: usize = 4096;
 
@@ -334,7 +331,7 @@ impl Walk<'_> {
         visitor: &mut V,
     ) -> Result<(), V::Error> {
         let name = self.input.name();
-        let mut reader = aof::Reader::new(self.pass - head.len() as u64, COMMAND_BYTES_MAX);
+        let mut reader = aof::Reader::new(self.pass - head.len() as u64, aof::COMMAND_BYTES_MAX);
         reader.feed(head);
         let mut buffer = vec![0; READ_BYTES];
         loop {
