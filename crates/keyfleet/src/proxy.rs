@@ -24,7 +24,9 @@ use std::{
 
 use proxy::{
     driver::{self, Acceptor, Connector, ListenError, Notice, TlsError, TlsFiles},
-    engine::{Allowance, Limits, Micros, NearCache, PoolSetup, Profile, Quota, SlowLog, Users},
+    engine::{
+        Allowance, Limits, Memory, Micros, NearCache, PoolSetup, Profile, Quota, SlowLog, Users,
+    },
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
@@ -74,6 +76,8 @@ pub struct Service {
     pub taken: Vec<(Address, Vec<OwnedFd>)>,
     /// Clients come through load balancers that say whose a connection is (PROXY protocol).
     pub balanced: bool,
+    /// What buffers may hold, of all clients and servers together, in bytes; None: any number.
+    pub memory_max: Option<usize>,
     pub slow_log: SlowLogSetup,
     /// What all clients together may ask; how many they may be says `clients_max`.
     pub allowance: Allowance,
@@ -172,6 +176,7 @@ impl Proxy {
             NearCache { bytes_max, ..near }
         };
         let limits = Limits {
+            memory: Memory::new(service.memory_max.unwrap_or(usize::MAX), setup.threads).into(),
             slow_log: slow_log.clone(),
             quota,
             sample_one_in: service.sample_one_in,

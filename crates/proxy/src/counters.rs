@@ -116,6 +116,8 @@ pub struct PoolCounters {
     pub clients_broken: Counter,
     /// Clients that were closed because they didn't read.
     pub clients_unread: Counter,
+    /// Clients that were closed because all together held too much.
+    pub clients_evicted: Counter,
     pub requests: Counter,
     pub request_bytes: Counter,
     pub response_bytes: Counter,

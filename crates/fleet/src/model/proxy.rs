@@ -30,6 +30,8 @@ pub struct ProxyStart {
     pub zone: Option<String>,
     /// The file of its own users; a relative path begins at the spec's directory.
     pub users: Option<String>,
+    /// What its buffers may hold together, of all clients and servers.
+    pub memory_max_bytes: u64,
     /// Requests that take so long are noted, in milliseconds.
     pub slow_log_ms: u64,
     /// One request in so many is looked at for hot and large keys; None: none is.
@@ -45,6 +47,8 @@ pub struct ProxyStart {
 }
 
 impl ProxyStart {
+    /// With less a few large values would be too much.
+    pub const MEMORY_MIN: u64 = 16 << 20;
     /// One thread that reads from primaries and serves whoever comes.
     pub const PLAIN: Self = Self {
         threads: 1,
@@ -52,6 +56,7 @@ impl ProxyStart {
         lag_max_s: 10,
         zone: None,
         users: None,
+        memory_max_bytes: 1 << 30,
         slow_log_ms: 10,
         hot_keys: None,
         near_cache: None,

@@ -86,6 +86,7 @@ fn settled(wanted: &ProxyStart, now: &ProxyStart) -> String {
         ("how old what replicas show may be", wanted.lag_max_s != now.lag_max_s),
         ("its zone", wanted.zone != now.zone),
         ("the file of its users", wanted.users != now.users),
+        ("what its buffers may hold", wanted.memory_max_bytes != now.memory_max_bytes),
         ("what is slow", wanted.slow_log_ms != now.slow_log_ms),
         ("how often it looks for hot keys", wanted.hot_keys != now.hot_keys),
         ("what it answers from its own memory", wanted.near_cache != now.near_cache),

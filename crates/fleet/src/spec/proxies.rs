@@ -5,12 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::{
     check::{port_ranges, show},
     lower::{Draft, DraftCluster, within},
-    quantity::Millis,
+    quantity::{Millis, Size},
     raw::{ClientAuth, ProxyProtocol, ProxySpec, ProxyTlsSpec},
     read::{At, Field, Place, Reader, Reported, nearest_or_all},
 };
 use crate::model::{
-    ClusterName, HostId, Listen, NearCache, Proxy, ProxyAddress, ProxyName, ProxyService,
+    Bytes, ClusterName, HostId, Listen, NearCache, Proxy, ProxyAddress, ProxyName, ProxyService,
     ProxyStart, ProxyTls, ReadFrom,
 };
 
@@ -106,6 +106,14 @@ impl DraftProxy {
         }
         let lag_max = take(&mut spec.lag_max).or(Millis(u64::from(plain.lag_max_s) * 1_000), place);
         let lag_max = lag_max.and_then(|lag| seconds(&lag, "lag-max", reader));
+        let memory_max = take(&mut spec.memory_max).or(Size(Bytes(plain.memory_max_bytes)), place);
+        let memory_max = memory_max.filter(|size| {
+            let enough = size.value.0.0 >= ProxyStart::MEMORY_MIN;
+            if !enough {
+                reader.error(&size.place, "memory-max must be 16MiB or more");
+            }
+            enough
+        });
         let slow_log = take(&mut spec.slow_log).or(Millis(plain.slow_log_ms), place);
         let hot_keys = count(take(&mut spec.hot_keys), "hot-keys", reader);
         let near_cache = Self::near_cache(spec, place, reader);
@@ -120,6 +128,7 @@ impl DraftProxy {
             lag_max_s: lag_max?,
             zone: zone.optional().ok()?,
             users: users.ok()?,
+            memory_max_bytes: memory_max?.value.0.0,
             slow_log_ms: slow_log?.value.0,
             hot_keys: hot_keys.ok()?,
             near_cache: near_cache.ok()?,

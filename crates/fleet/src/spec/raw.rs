@@ -213,6 +213,9 @@ mapping! {
         /// The file of the proxy's own users, with what each may ask (`keyfleet proxy --users`). It is
         /// read when the proxy starts. Default: only those whom the cluster knows.
         users: String,
+        /// What its buffers may hold together, of all clients and servers, such as 512MiB; where they hold
+        /// more, the clients that hold most are closed. At least 16MiB. Default: 1GiB.
+        memory_max: Size,
         /// Requests that take so long are noted, such as 20ms: SLOWLOG shows them. Default: 10ms.
         slow_log: Millis,
         /// Look at one request in so many for the keys that are asked for most. Default: at none.

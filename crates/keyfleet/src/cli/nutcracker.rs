@@ -17,6 +17,7 @@ use std::{
 };
 
 use ::proxy::route::EjectionMode;
+use fleet::model::ProxyStart;
 use tracing_subscriber::{layer::SubscriberExt as _, reload};
 
 use self::{
@@ -161,7 +162,12 @@ fn serve(options: &Options, log: &Log) -> ExitCode {
     let _ = tracing::subscriber::set_global_default(subscriber);
     let setup = Setup {
         file: file(options),
-        options: twemproxy::Options { threads: 1, ejected: EjectionMode::Rering, tls: None },
+        options: twemproxy::Options {
+            threads: 1,
+            ejected: EjectionMode::Rering,
+            memory_max: ProxyStart::PLAIN.memory_max_bytes as usize,
+            tls: None,
+        },
         stats: Some((options.stats_host.clone(), options.stats_port)),
     };
     let started = |service: &twemproxy::Service| {

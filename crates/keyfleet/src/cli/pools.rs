@@ -43,7 +43,7 @@ enum Ejected {
 pub async fn serve(
     context: &Context,
     file: &Path,
-    threads: usize,
+    (threads, memory_max): (usize, usize),
     tls: Option<Arc<Connector>>,
     args: &Args,
 ) -> Result<Exit, Failure> {
@@ -60,7 +60,7 @@ pub async fn serve(
     });
     let setup = twemproxy::Setup {
         file: file.to_owned(),
-        options: Options { threads, ejected, tls },
+        options: Options { threads, ejected, memory_max, tls },
         stats: stats.transpose()?,
     };
     let started = |service: &twemproxy::Service| {

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use fleet::model::ProxyStart;
 use proxy::{
     driver::Connector,
     engine::{Allowance, Profile, Users},
@@ -85,6 +86,11 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", conflicts_with = "twemproxy",
         value_parser = clap::value_parser!(u64).range(1..))]
     bytes_per_second: Option<u64>,
+    /// So much memory, such as 512MiB, is for buffers, of all clients and servers together: where they hold
+    /// more, the clients that hold most are closed
+    #[arg(long, value_name = "SIZE", default_value = "1GiB",
+        value_parser = |text: &str| near::size(text, ProxyStart::MEMORY_MIN))]
+    memory_max: u64,
     #[command(flatten)]
     reading: reading::ReadingArgs,
     #[command(flatten)]
@@ -130,8 +136,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             let certificates = Certificates { acceptor: None, connector: connector.clone() };
             tokio::spawn(certificates.renew(signals::hangup()?));
         }
-        let threads = usize::from(args.threads);
-        return pools::serve(context, file, threads, connector, &args.pools).await;
+        let size = (usize::from(args.threads), args.memory_max as usize);
+        return pools::serve(context, file, size, connector, &args.pools).await;
     }
     if let Some(file) = &args.state {
         let (stop, hangup) = (signals::asked_to_end(false)?, signals::hangup()?);
@@ -254,6 +260,7 @@ fn service(args: &Args) -> Result<Service, Failure> {
         clients_max: args.clients_max,
         balanced: args.proxy_protocol,
         slow_log,
+        memory_max: Some(args.memory_max as usize),
         allowance,
         reading: args.reading.read()?,
         sample_one_in: args.hot_keys,

@@ -148,6 +148,7 @@ impl State {
             clients_max,
             taken: Vec::new(),
             balanced: start.proxy_protocol,
+            memory_max: Some(start.memory_max_bytes as usize),
             slow_log: SlowLogSetup {
                 slower_than: Some(start.slow_log_ms * 1_000),
                 ..SlowLogSetup::default()

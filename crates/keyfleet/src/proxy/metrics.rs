@@ -180,7 +180,7 @@ type Family = (&'static str, &'static str, &'static str);
 type PoolFamily = (Family, fn(&PoolCounters) -> &Counter);
 type ServerFamily = (Family, fn(&ServerCounters) -> &Counter);
 
-const POOL: [PoolFamily; 17] = [
+const POOL: [PoolFamily; 18] = [
     (("clients", "gauge", "Connections of clients."), |c| &c.clients),
     (("clients_accepted_total", "counter", "Connections of clients, ever."), |c| &c.clients_ever),
     (("clients_refused_total", "counter", "Connections that were one too many."), |c| {
@@ -191,6 +191,9 @@ const POOL: [PoolFamily; 17] = [
     }),
     (("clients_unread_total", "counter", "Clients closed because they didn't read."), |c| {
         &c.clients_unread
+    }),
+    (("clients_evicted_total", "counter", "Clients closed because all held too much."), |c| {
+        &c.clients_evicted
     }),
     (("requests_total", "counter", "Requests for servers."), |c| &c.requests),
     (("request_bytes_total", "counter", "Bytes of those."), |c| &c.request_bytes),
@@ -268,6 +271,8 @@ fn render(loops: &[Figures]) -> String {
     family(&mut out, &("threads", "gauge", "Event loops."), [("", loops.len())]);
     let buffers: usize = loops.iter().map(|figures| figures.buffer_bytes).sum();
     family(&mut out, &("buffer_bytes", "gauge", "Memory that buffers hold."), [("", buffers)]);
+    let most = loops.first().map_or(0, |figures| figures.memory_max);
+    family(&mut out, &("memory_max_bytes", "gauge", "What buffers may hold."), [("", most)]);
     let pools = || loops.iter().flat_map(|figures| &figures.pools);
     for (about, counter) in &POOL {
         let sum: u64 = pools().map(|pool| counter(&pool.counters).get()).sum();
@@ -369,7 +374,7 @@ mod tests {
             server.counters.latency.record(micros);
             let pool = PoolFigures { counters: Arc::default(), servers: vec![server] };
             pool.counters.clients.add(3);
-            Figures { buffer_bytes: 100, pools: vec![pool], hot: None }
+            Figures { buffer_bytes: 100, memory_max: 1 << 30, pools: vec![pool], hot: None }
         };
         vec![one(5, 30), one(6, 1_000_000)]
     }
@@ -384,6 +389,7 @@ mod tests {
         let server = "server=\"10.0.0.1:7000\"";
         check("threads 2");
         check("buffer_bytes 200");
+        check("memory_max_bytes 1073741824");
         check("clients 6");
         check(&format!("server_requests_total{{{server}}} 11"));
         check(&format!("server_unanswered{{{server}}} 4"));

@@ -10,7 +10,7 @@ use std::{
 use fleet::spec::nutcracker::Pool;
 use proxy::{
     driver::{self, Change, Connector, ListenError, Listener, Listening, Running},
-    engine::Limits,
+    engine::{Limits, Memory},
     route::{Address, EjectionMode},
 };
 
@@ -26,6 +26,8 @@ pub struct Options {
     pub threads: usize,
     /// Who serves the keys of ejected servers.
     pub ejected: EjectionMode,
+    /// What buffers may hold, of all clients and servers together, in bytes.
+    pub memory_max: usize,
     /// How to speak with servers, where not plainly.
     pub tls: Option<Arc<Connector>>,
 }
@@ -104,7 +106,8 @@ impl Service {
             served.push(Served { number, pool, address });
         }
         let (notices, _) = mpsc::channel();
-        let limits = Limits::default();
+        let memory = Memory::new(options.memory_max, options.threads).into();
+        let limits = Limits { memory, ..Limits::default() };
         let mut loops = Vec::new();
         for (thread, share) in listeners.into_iter().enumerate() {
             let seed = thread as u32;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ACCEPTS_MAX, Loop, socket::Socket};
+use super::{Loop, accepting::ACCEPTS_MAX, socket::Socket};
 
 /// How often those are looked at whose sockets say nothing.
 pub(super) const LOOK: Duration = Duration::from_millis(5);

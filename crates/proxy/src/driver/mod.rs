@@ -6,6 +6,7 @@
 //!
 //! TLS lies between a socket and the engine, which sees plain bytes only.
 
+mod accepting;
 mod arrivals;
 mod certificates;
 mod change;
@@ -33,7 +34,6 @@ use self::{
     arrivals::Arrival,
     crowd::Seat,
     drain::{Drain, Lingering},
-    header::Ends,
     resolver::Resolver,
     running::Message,
     socket::Socket,
@@ -57,11 +57,6 @@ const READ_BYTES: usize = 128 << 10;
 /// Reads in a row from one socket, so that one client doesn't keep the others waiting.
 const READS_MAX: usize = 8;
 const EVENTS_MAX: usize = 1024;
-/// Connections accepted in a row.
-const ACCEPTS_MAX: usize = 256;
-/// The wait before clients are accepted again that could not be, for want of files.
-const ACCEPT_PAUSE: Micros = 200_000;
-
 /// Tokens: what a socket is stands in the lowest two bits, where it is in the others.
 const KIND_BITS: usize = 2;
 const CLIENT: usize = 0;
@@ -148,10 +143,7 @@ impl Loop {
                 self.expire_arrivals();
             }
             if !self.stuck.is_empty() && self.unstick <= now {
-                self.unstick = now + ACCEPT_PAUSE;
-                for index in self.stuck.clone() {
-                    self.accept(index);
-                }
+                self.accept_again(now);
             }
             if self.drain.is_some() {
                 self.go_on_draining();
@@ -266,89 +258,6 @@ impl Loop {
                 Message::HandOver { patience, span } => self.hand_over(patience, span),
                 Message::Stop => self.stopping = true,
             }
-        }
-    }
-
-    fn accept(&mut self, index: usize) {
-        if self.accept_some(index) {
-            self.again.push(Again::Listener(index));
-        }
-    }
-
-    /// May there be more?
-    fn accept_some(&mut self, index: usize) -> bool {
-        for _ in 0..ACCEPTS_MAX {
-            let Some(Some((pool, listener))) = self.listeners.get(index) else {
-                self.stuck.retain(|stuck| *stuck != index);
-                return false;
-            };
-            let pool = *pool;
-            let (mut socket, from) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.stuck.retain(|stuck| *stuck != index);
-                    return false;
-                }
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted
-                    ) =>
-                {
-                    continue;
-                }
-                Err(error) => {
-                    // Too many open files, for one. Who waits is heard of only once.
-                    if !self.stuck.contains(&index) {
-                        tracing::warn!(%error, "cannot accept clients; trying again");
-                        self.stuck.push(index);
-                        self.unstick = self.engine.now() + ACCEPT_PAUSE;
-                    }
-                    return false;
-                }
-            };
-            let Ok(seat) = listener.seat() else {
-                socket.refuse();
-                self.engine.client_refused(pool);
-                continue;
-            };
-            let ends = socket.local_address().zip(from);
-            let ends = ends.map(|(reached, client)| Ends { client, reached });
-            match socket {
-                Socket::Tcp(stream) if listener.terms().balanced => {
-                    let (terms, since) = (listener.terms().clone(), Instant::now());
-                    self.arrive(Arrival { stream, pool, terms, seat, ends, since });
-                }
-                socket => self.admit(pool, socket, seat, ends),
-            }
-        }
-        true
-    }
-
-    /// Begins to serve a client.
-    fn admit(&mut self, pool: usize, mut socket: Socket, seat: Option<Seat>, ends: Option<Ends>) {
-        let id = self.engine.client_opened(pool);
-        if let Some(Ends { client, reached }) = ends {
-            self.engine.set_client_ends(id, client, reached);
-        }
-        let token = Token(id.index() << KIND_BITS | CLIENT);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if socket.register(self.poll.registry(), token, interest).is_err() {
-            self.engine.client_gone(id);
-            return;
-        }
-        let place = Place {
-            id,
-            socket,
-            readable: true,
-            writable: true,
-            wanted: true,
-            closing: false,
-            _seat: seat,
-        };
-        put(&mut self.clients, id.index(), place);
-        if let Some(drain) = &mut self.drain {
-            drain.add(id.index());
         }
     }
 
@@ -542,18 +451,26 @@ impl Loop {
                 let _ = self.notices.send(Notice::Refresh { pool });
             }
             Action::Unread { client, server } => {
-                let place = self.clients.get(client.index()).and_then(Option::as_ref);
-                let client = place.and_then(|place| place.socket.peer_address());
+                let client = self.address_of(client).map(tracing::field::display);
+                tracing::warn!(client, %server, "closing a client that doesn't read what it asked for");
+            }
+            Action::Evicted { client, bytes } => {
+                let client = self.address_of(client).map(tracing::field::display);
                 tracing::warn!(
-                    client = client.map(tracing::field::display),
-                    %server,
-                    "closing a client that doesn't read what it asked for"
+                    client,
+                    bytes,
+                    "closing a client that holds much: all together have reached memory-max"
                 );
             }
             Action::NotNear { server, error } => {
                 tracing::warn!(%server, error, "the near cache holds nothing of this server");
             }
         }
+    }
+
+    fn address_of(&self, client: ClientId) -> Option<SocketAddr> {
+        let place = self.clients.get(client.index()).and_then(Option::as_ref)?;
+        place.socket.peer_address()
     }
 
     fn connect(&mut self, id: ConnId, address: &Address, resolved: Option<SocketAddr>) {

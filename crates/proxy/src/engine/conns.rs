@@ -343,11 +343,7 @@ impl Engine {
         } else {
             conn.output.wrote_and_done(count);
         }
-        if !conn.waiting.is_empty()
-            && conn.output.unsent_len() <= self.core.limits.server_bytes_max / 2
-        {
-            self.core.turn.woken.append(&mut conn.waiting);
-        }
+        conn.wake(&self.core.limits, &mut self.core.turn);
         conn.output.unsent_len() == 0
     }
 
@@ -372,6 +368,9 @@ impl Engine {
             if let Some(timeout) = timeout.filter(|_| !patient) {
                 self.expire(id, timeout);
             }
+        }
+        if self.holds_much() {
+            self.look_over();
         }
         self.resubscribe_due();
         for id in std::mem::take(&mut self.core.postponed) {
@@ -431,7 +430,7 @@ impl Engine {
     pub fn next_tick(&self) -> Option<Micros> {
         let waits = self.core.conns.iter().any(|(_, conn)| !conn.pending.is_empty());
         let later = !self.core.adrift.is_empty() || !self.core.postponed.is_empty();
-        let often = waits || later || self.core.stalls > 0;
+        let often = waits || later || self.core.stalls > 0 || self.holds_much();
         let often = often.then(|| self.core.ticked + TICK);
         let due = [self.core.limbo.due(), self.core.next_return(), self.core.later.due()];
         often.into_iter().chain(due.into_iter().flatten()).min()

@@ -357,7 +357,7 @@ impl Core {
             }
         };
         let Some(conn) = self.conns.get_mut(conn_id) else { return Outcome::Taken };
-        if conn.output.unsent_len() >= self.limits.server_bytes_max {
+        if conn.is_full(&self.limits) {
             conn.waiting.push(id);
             client.hold = Hold::Server;
             return Outcome::Later;

@@ -200,6 +200,7 @@ impl Core {
                 ("proxy_fragments", sum(|c| &c.fragments)),
                 ("proxy_redirects", sum(|c| &c.redirects)),
                 ("proxy_retries", sum(|c| &c.retries)),
+                ("evicted_clients", sum(|c| &c.clients_evicted)),
                 ("proxy_errors", sum(|c| &c.forward_errors)),
                 ("proxy_near_hits", sum(|c| &c.near_hits)),
                 ("proxy_near_misses", sum(|c| &c.near_misses)),

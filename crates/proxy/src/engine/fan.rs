@@ -155,7 +155,7 @@ impl Core {
             let found = self.conn_for(to.server, client.profile, id);
             if let Ok(conn) = found
                 && let Some(conn) = self.conns.get_mut(conn)
-                && conn.output.unsent_len() >= self.limits.server_bytes_max
+                && conn.is_full(&self.limits)
             {
                 conn.waiting.push(id);
                 client.hold = Hold::Server;

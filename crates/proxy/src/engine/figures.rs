@@ -13,6 +13,8 @@ use crate::{
 pub struct Figures {
     /// See [`Engine::buffer_bytes`].
     pub buffer_bytes: usize,
+    /// What the buffers of all engines that serve the same may hold.
+    pub memory_max: usize,
     /// By number.
     pub pools: Vec<PoolFigures>,
     /// Of the sample, if there is one.
@@ -72,7 +74,12 @@ impl Engine {
             PoolFigures { counters: Arc::clone(&pool.counters), servers: servers.collect() }
         });
         let hot = self.core.sample.as_ref().map(|sample| sample.figures(self.core.now));
-        Figures { buffer_bytes: self.buffer_bytes(), pools: pools.collect(), hot }
+        Figures {
+            buffer_bytes: self.buffer_bytes(),
+            memory_max: self.core.limits.memory.bytes_max(),
+            pools: pools.collect(),
+            hot,
+        }
     }
 }
 

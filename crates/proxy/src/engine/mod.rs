@@ -9,7 +9,8 @@
 //! What must hold:
 //! - Replies reach the client that asked, in the order it asked. A reply that cannot be read, or that
 //!   nobody asked for, ends the server's connection, and an error goes to all that waited there.
-//! - Memory is bounded: [`Limits`] says by what. Who exceeds it is not read from until there is room.
+//! - Memory is bounded: [`Limits`] says by what. Who exceeds it is not read from until there is room;
+//!   where all together do, those that hold most are closed ([`Memory`]).
 //! - An idle client owns a [`Client`] and nothing else.
 //!
 //! How a driver uses it: [`Engine::set_now`], then whatever came ([`Engine::client_bytes`],
@@ -35,6 +36,7 @@ mod hot_keys;
 mod identity;
 mod local;
 mod login;
+mod memory;
 mod near;
 mod output;
 mod private;
@@ -65,6 +67,7 @@ pub use self::{
     figures::{Figures, PoolFigures, Queue, ServerFigures},
     hot_keys::{HotFigures, HotKey, LargeKey},
     login::{Password, User, Users},
+    memory::Memory,
     near::NearCache,
     quota::{Allowance, Quota, Taken},
     server::ConnId,
@@ -72,7 +75,7 @@ pub use self::{
     slow_log::{SlowLog, SlowRequest},
 };
 use self::{
-    client::{Awaited, Ending, Hold, Works},
+    client::{Ending, Hold, Works},
     scripts::Scripts,
     server::{Conn, Link, Server},
     slab::{Id, Slab},
@@ -109,6 +112,8 @@ pub enum Action {
     Refresh { pool: usize },
     /// Say that a client is being closed because it doesn't read what it asked of a server.
     Unread { client: ClientId, server: Arc<Address> },
+    /// Say that a client is being closed because all hold too much, and it so many bytes.
+    Evicted { client: ClientId, bytes: usize },
     /// Say that the near cache holds nothing of a server, which won't tell what changes.
     NotNear { server: Arc<Address>, error: String },
 }
@@ -206,6 +211,7 @@ struct Core {
     read_profiles: readers::ReadProfiles,
     splits: Slab<Split>,
     works: Works,
+    meter: memory::Meter,
     turn: Turn,
     limits: Limits,
     /// Requests that take so long are noted.
@@ -247,6 +253,7 @@ impl Engine {
             read_profiles: readers::ReadProfiles::default(),
             splits: Slab::default(),
             works: Works::default(),
+            meter: memory::Meter::default(),
             turn: Turn::default(),
             limits,
             slow_after,
@@ -304,16 +311,6 @@ impl Engine {
         self.clients.len()
     }
 
-    /// Bytes of buffers: what clients and servers sent that is not passed on yet, and what is kept
-    /// for reuse. Walks over everything.
-    pub fn buffer_bytes(&self) -> usize {
-        let works = self.clients.iter().filter_map(|(_, client)| client.work.as_deref());
-        let clients: usize = works.map(Work::buffer_bytes).sum();
-        let conns: usize = self.core.conns.iter().map(|(_, conn)| conn.buffer_bytes()).sum();
-        let splits: usize = self.core.splits.iter().map(|(_, split)| split.bytes_held()).sum();
-        clients + conns + splits + self.core.works.buffer_bytes() + self.core.limbo.bytes()
-    }
-
     /// Somebody connected.
     pub fn client_opened(&mut self, pool: usize) -> ClientId {
         self.core.clients_ever += 1;
@@ -353,6 +350,9 @@ impl Engine {
 
     /// A client sent something. False: it is not to be read until [`Action::ReadClient`].
     pub fn client_bytes(&mut self, id: ClientId, bytes: &[u8]) -> bool {
+        if self.core.meter.comes(bytes.len()) {
+            self.look_over();
+        }
         let Some(client) = self.clients.get_mut(id) else { return false };
         if client.ending != Ending::No {
             return false;
@@ -410,19 +410,15 @@ impl Engine {
 
     /// A client's socket is closed. Replies to it are dropped.
     pub fn client_gone(&mut self, id: ClientId) {
-        let Some(client) = self.clients.remove(id) else { return };
+        let Some(mut client) = self.clients.remove(id) else { return };
         if client.limited {
             self.core.later.forget(id);
         }
-        let Core { splits, pools, conns, .. } = &mut self.core;
+        self.core.drop_work(&mut client);
+        let Core { pools, conns, .. } = &mut self.core;
         if let Some(pool) = pools.get(usize::from(client.pool)) {
             pool.counters.clients.sub(1);
             pool.counters.clients_ended.add(1);
-        }
-        for awaited in client.work.iter().flat_map(|work| &work.ring) {
-            if let Awaited::Split(split) = awaited {
-                splits.remove(*split);
-            }
         }
         // Nothing keeps those back any more that waited for it to read. Where nobody else waits
         // there is no use in reading.

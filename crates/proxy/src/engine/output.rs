@@ -13,10 +13,9 @@ pub struct Output {
 
 /// A buffer larger than this is given back to the allocator once it is empty.
 const KEPT_BYTES_MAX: usize = 64 << 10;
-/// One that is larger than this grows by so much, not to the double: at once to what a client may
-/// have waiting mostly, so that nothing is copied meanwhile; what isn't used costs no memory.
+/// One that is larger than this grows by so much, not to the double: all that it has counts.
 const DOUBLED_BYTES_MAX: usize = 512 << 10;
-const GROWTH_BYTES: usize = 3 << 20;
+const GROWTH_BYTES: usize = 1 << 20;
 
 impl Output {
     /// Where to append.

@@ -32,6 +32,9 @@ enum Part {
 impl Engine {
     /// A server sent something. False: it is not to be read until [`Action::ReadConn`].
     pub fn conn_bytes(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+        if self.core.meter.comes(bytes.len()) {
+            self.look_over();
+        }
         let Some(conn) = self.core.conns.get_mut(id) else { return false };
         if conn.dead {
             return false;
@@ -103,6 +106,7 @@ impl Engine {
                 return false;
             }
         }
+        conn.wake(&self.core.limits, &mut self.core.turn);
         if conn.retired && conn.pending.is_empty() {
             self.kill_conn(id, error::LOST);
             return false;

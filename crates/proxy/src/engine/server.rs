@@ -2,11 +2,15 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{ClientId, Micros, Turn, near::Sum, output::Output, reply::Framer, slab::Id};
+use super::{ClientId, Limits, Micros, Turn, near::Sum, output::Output, reply::Framer, slab::Id};
 use crate::{counters::ServerCounters, route::Address};
 
 /// Room for so many requests is kept when there are none.
 const KEPT_PENDING_MAX: usize = 1024;
+
+/// What was written and not answered is kept too, to be sent again: so many times
+/// [`Limits::server_bytes_max`] in all.
+const KEPT_FACTOR: usize = 4;
 
 /// Names a connection to a server.
 pub type ConnId = Id<Conn>;
@@ -238,6 +242,25 @@ impl Conn {
             from += pending.length;
             (pending.kind == Kind::Request).then_some((pending, bytes))
         })
+    }
+
+    /// Has it as much to carry as it may?
+    #[inline]
+    pub(super) fn is_full(&self, limits: &Limits) -> bool {
+        let most = limits.server_bytes_max;
+        self.output.unsent_len() >= most || self.output.len() >= KEPT_FACTOR * most
+    }
+
+    /// Those go on who waited because it had, if there is room again.
+    #[inline]
+    pub(super) fn wake(&mut self, limits: &Limits, turn: &mut Turn) {
+        let half = limits.server_bytes_max / 2;
+        if !self.waiting.is_empty()
+            && self.output.unsent_len() <= half
+            && self.output.len() <= KEPT_FACTOR * half
+        {
+            turn.woken.append(&mut self.waiting);
+        }
     }
 
     pub(super) fn buffer_bytes(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    Board, Micros, login::Users, near::NearCache, quota::Quota, request::RequestLimits,
+    Board, Memory, Micros, login::Users, near::NearCache, quota::Quota, request::RequestLimits,
     slow_log::SlowLog,
 };
 use crate::route::{Address, Route};
@@ -31,10 +31,13 @@ pub struct Limits {
     pub stall_shared: Micros,
     /// A connection with so many bytes of one reply is left to who asked for it.
     pub long_reply_bytes: usize,
-    /// Requests are not read while the server they go to has so many bytes to be written.
+    /// Requests are not read while the server they go to has so many bytes to be written, or four
+    /// times as many that it didn't answer.
     pub server_bytes_max: usize,
     /// Replies of several servers that become one may have so many bytes together.
     pub gathered_bytes_max: usize,
+    /// What all buffers may hold together.
+    pub memory: Arc<Memory>,
     /// Where the figures stand of all engines that serve the same.
     pub board: Arc<Board>,
     /// Where slow requests are noted, if they are.
@@ -71,6 +74,7 @@ impl Default for Limits {
             long_reply_bytes: 16 << 20,
             server_bytes_max: 4 << 20,
             gathered_bytes_max: 64 << 20,
+            memory: Arc::default(),
             board: Arc::default(),
             slow_log: None,
             sample_one_in: None,

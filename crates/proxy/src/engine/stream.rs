@@ -185,7 +185,7 @@ impl Core {
         let Some(stream) = &mut work.stream else { return Ok(0) };
         let conn = stream.conn.and_then(|conn| self.conns.get_mut(conn)).filter(|conn| !conn.dead);
         if let Some(conn) = &conn
-            && conn.output.unsent_len() >= self.limits.server_bytes_max
+            && conn.is_full(&self.limits)
         {
             client.hold = Hold::Server;
         }

@@ -286,7 +286,7 @@ impl Core {
     /// May requests be sent after MULTI? Sends it; else the client is on hold.
     fn is_ready(&mut self, id: ClientId, client: &mut Client, conn_id: ConnId) -> bool {
         let Some(conn) = self.conns.get_mut(conn_id) else { return true };
-        if conn.output.unsent_len() >= self.limits.server_bytes_max {
+        if conn.is_full(&self.limits) {
             conn.waiting.push(id);
             client.hold = Hold::Server;
             return false;

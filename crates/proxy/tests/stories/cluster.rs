@@ -384,7 +384,9 @@ impl pretend::World for World {
                     conn.end.read = true;
                 }
             }
-            Action::Unread { .. } | Action::NotNear { .. } => panic!("{action:?}"),
+            Action::Unread { .. } | Action::Evicted { .. } | Action::NotNear { .. } => {
+                panic!("{action:?}")
+            }
             Action::Refresh { .. } => {
                 if self.rng.chance(20) {
                     self.tell_topology();

@@ -2,6 +2,7 @@
 //! printed, and replays with SEED=; SEEDS= says how many are tried.
 
 mod cluster;
+mod memory;
 mod near;
 mod pretend;
 mod quota;

@@ -201,7 +201,9 @@ impl World {
                 | Action::ReadClient(_)
                 | Action::ReadConn(_)
                 | Action::Unread { .. } => {}
-                Action::CloseClient(_) | Action::NotNear { .. } => panic!("nobody asked for it"),
+                Action::CloseClient(_) | Action::Evicted { .. } | Action::NotNear { .. } => {
+                    panic!("nobody asked for it")
+                }
             }
         }
         let now = self.engine.now() + 5_000;

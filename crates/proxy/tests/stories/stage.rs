@@ -21,6 +21,8 @@ pub struct Stage {
     pub deaf: BTreeSet<usize>,
     /// Clients that were closed because of that.
     pub unread: Vec<ClientId>,
+    /// Clients that were closed because all held too much.
+    pub evicted: Vec<ClientId>,
     /// Why servers are not asked for what the near cache holds.
     pub not_near: Vec<String>,
     /// Connections that are not to be read.
@@ -57,6 +59,7 @@ impl Stage {
             held: BTreeSet::new(),
             deaf: BTreeSet::new(),
             unread: Vec::new(),
+            evicted: Vec::new(),
             not_near: Vec::new(),
             stalled: BTreeSet::new(),
         }
@@ -172,7 +175,10 @@ impl Stage {
                         self.stalled.remove(&id.index());
                         self.engine.forget_conn(id);
                     }
-                    Action::CloseClient(id) => self.engine.client_gone(id),
+                    Action::CloseClient(id) => {
+                        self.deaf.remove(&id.index());
+                        self.engine.client_gone(id);
+                    }
                     Action::ReadClient(id) => {
                         self.held.remove(&id.index());
                     }
@@ -180,6 +186,7 @@ impl Stage {
                         self.stalled.remove(&id.index());
                     }
                     Action::Unread { client, .. } => self.unread.push(client),
+                    Action::Evicted { client, .. } => self.evicted.push(client),
                     Action::NotNear { error, .. } => self.not_near.push(error),
                     Action::Refresh { .. } => {}
                 }

@@ -7,7 +7,8 @@ use proxy::engine::{Micros, NearCache};
 pub(super) struct NearArgs {
     /// So much memory, such as 64MiB, for the keys that are read most: their GETs are answered from there,
     /// and the servers say when one of them changes
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "SIZE", 
+        value_parser = |text: &str| size(text, model::NearCache::BYTES_MIN), conflicts_with = "twemproxy")]
     near_cache: Option<u64>,
     /// What is answered from there is not older
     #[arg(long, value_name = "SECONDS", default_value_t = model::NearCache::AGE_S,
@@ -23,8 +24,9 @@ impl NearArgs {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// Bytes, of which so many are needed.
+pub(super) fn size(text: &str, least: u64) -> Result<u64, String> {
     let bytes = spec::parse_size(text).ok_or("not a size, such as 64MiB")?.0;
-    let enough = bytes >= model::NearCache::BYTES_MIN;
-    enough.then_some(bytes).ok_or_else(|| "1MiB or more is wanted".to_owned())
+    let enough = bytes >= least;
+    enough.then_some(bytes).ok_or_else(|| format!("{}MiB or more is wanted", least >> 20))
 }

@@ -393,7 +393,7 @@ impl pretend::World for World {
                 self.servers.get_mut(&id.index()).unwrap().end.read = true;
             }
             Action::Refresh { .. } => self.stale = true,
-            Action::Unread { .. } | Action::NotNear { .. } => {}
+            Action::Unread { .. } | Action::Evicted { .. } | Action::NotNear { .. } => {}
         }
     }
 }
