@@ -137,3 +137,16 @@ fn a_server_that_does_not_answer_is_not_asked_without_end() {
     assert!(answered > 250, "{answered}");
     assert!(clients.iter().all(|client| stage.is_read(*client)));
 }
+
+#[test]
+fn a_hundred_thousand_idle_clients_hold_next_to_nothing() {
+    let mut stage = scene(&Arc::default());
+    let clients: Vec<ClientId> = (0..100_000).map(|_| stage.engine.client_opened(0)).collect();
+    for client in clients.iter().step_by(10) {
+        get(&mut stage, *client, 1_000);
+        assert!(stage.reply(*client).is_some());
+    }
+    let held = stage.engine.buffer_bytes();
+    assert!(held < MIB, "{held}");
+    assert_eq!(stage.engine.next_tick(), None, "nobody is looked after");
+}
