@@ -218,7 +218,9 @@ impl Core {
                     commands::Merge::Union => Merge::Gathered,
                     _ => Merge::Sum,
                 };
-                self.split(id, client, &arguments, command, merge)
+                let outcome = self.split(id, client, &arguments, command, merge);
+                self.scratch.rest();
+                outcome
             }
             Way::Local if concerns_servers(command) => {
                 self.answer_for_servers(id, client, &arguments, command)

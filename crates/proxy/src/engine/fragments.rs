@@ -26,6 +26,22 @@ pub(super) struct Scratch {
     order: Vec<u32>,
 }
 
+/// Room for so many keys is kept.
+const KEPT_KEYS_MAX: usize = 4 << 10;
+
+impl Scratch {
+    /// Gives back what few requests need.
+    pub fn rest(&mut self) {
+        if self.keys.capacity() > KEPT_KEYS_MAX {
+            (self.keys, self.order) = (Vec::new(), Vec::new());
+        }
+    }
+
+    pub fn buffer_bytes(&self) -> usize {
+        self.keys.capacity() * size_of::<Key>() + self.order.capacity() * size_of::<u32>()
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Key {
     /// Where it lies with its header and its end, its value too where it has one.

@@ -75,7 +75,8 @@ impl Engine {
         let clients: usize = works.map(Work::buffer_bytes).sum();
         let conns: usize = self.core.conns.iter().map(|(_, conn)| conn.buffer_bytes()).sum();
         let splits: usize = self.core.splits.iter().map(|(_, split)| split.bytes_held()).sum();
-        clients + conns + splits + self.core.works.buffer_bytes() + self.core.limbo.bytes()
+        let reused = self.core.works.buffer_bytes() + self.core.scratch.buffer_bytes();
+        clients + conns + splits + reused + self.core.limbo.bytes()
     }
 
     /// Looks over everything, and closes the clients that hold most where that is too much.

@@ -111,6 +111,32 @@ fn what_is_given_back_is_there_for_others() {
 }
 
 #[test]
+fn a_request_of_many_keys_leaves_nothing() {
+    let mut stage = scene(&Arc::default());
+    stage.engine.set_topology(
+        0,
+        &topology([1, 2], |node| match node {
+            1 => vec![(0, 9_999)],
+            _ => vec![(10_000, 16_383)],
+        }),
+    );
+    let client = stage.engine.client_opened(0);
+    let keys: Vec<String> = (0..100_000).map(|key| key.to_string()).collect();
+    let words: Vec<&str> = ["UNLINK"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    stage.ask(client, &words);
+    let conns: Vec<usize> = stage.conns.keys().copied().collect();
+    for conn in conns {
+        stage.open(conn);
+        while let Some(words) = stage.next(conn) {
+            stage.tell(conn, format!(":{}\r\n", words.len() - 1).as_bytes());
+        }
+    }
+    assert_eq!(stage.reply(client).as_deref(), Some(":100000\r\n"));
+    let held = stage.engine.buffer_bytes();
+    assert!(held < 100_000, "{held}");
+}
+
+#[test]
 fn a_server_that_does_not_answer_is_not_asked_without_end() {
     let mut stage = scene(&Arc::default());
     let value = ".".repeat(60_000);
