@@ -170,6 +170,12 @@ With several threads (`--threads`), each ejects by what it sees itself, as sever
 A request without a reply within `timeout` is answered with an error. twemproxy then closes the
 server's connection with all that is on it; here the others' requests on it go on.
 
+## Memory
+
+twemproxy holds whatever clients don't read, and keeps the memory. Here a client is given no more while
+4 MiB wait for it, and is closed if that holds others up; where all clients' and servers' buffers
+together exceed `--memory-max` (1 GiB, under the name `nutcracker` too) the clients that hold most are closed.
+
 ## Stats
 
 The line of JSON has the same fields in the same order. `server_timedout` counts requests, not
