@@ -75,7 +75,15 @@ pub fn measure(options: &Options, rig: &mut Rig, outcome: &mut Outcome) -> Resul
         one_load(options, each, *wanted, [&ours, &peer], outcome)?;
     }
     for each in [&SET_P1, &GET_P1] {
-        let (own, theirs) = (syscalls(&ours, each)?, syscalls(&peer, each)?);
+        let (mut own, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..options.rounds {
+            let both =
+                in_turn(round, &[&ours, &peer], |proxy| syscalls(proxy, each, options.scale))?;
+            let [mine, other] = both[..] else { bail!("two were measured") };
+            own.push(mine);
+            theirs.push(other);
+        }
+        let (own, theirs) = (median(&own), median(&theirs));
         println!("{:<12} system calls a request: {own:.2}, peer {theirs:.2}", each.name);
         outcome.figure(format!("{} system calls", each.name), own);
         outcome.figure(format!("{} system calls nutcracker", each.name), theirs);
@@ -194,8 +202,12 @@ pub fn load(proxy: &Proxy, load: &Load, scale: f64, options: &[&str]) -> Result<
 }
 
 /// System calls for a request, counted by the kernel's own trace point.
-fn syscalls(proxy: &Proxy, load: &Load) -> Result<f64> {
-    let work = || run(proxy.port, load, 1.0, &[]).map(|_| ());
+fn syscalls(proxy: &Proxy, load: &Load, scale: f64) -> Result<f64> {
+    let mut requests = 0.0;
+    let work = || {
+        requests = run(proxy.port, load, scale, &[])?.0;
+        Ok(())
+    };
     let count = proxy.process.count("raw_syscalls:sys_enter", work)?;
-    Ok(count / f64::from(load.requests))
+    Ok(count / requests)
 }
