@@ -8,14 +8,14 @@ use std::{
 use keyfleet::proxy::{
     Service, SlowLogSetup,
     replicas::{ReadFrom, Reading},
-    users,
+    users::UsersFile,
 };
 use protocol::Value;
 use tests::{
     cluster::{RawCluster, Shape, call},
     differential::Wire,
     engines::engine,
-    proxy::Front,
+    proxy::{Front, Program, wait_until},
     server::new_directory,
 };
 
@@ -86,7 +86,7 @@ users:
 ";
     std::fs::write(&file, text).unwrap();
     let mut setup = Front::setup(&cluster.addresses(), 2);
-    setup.users.own = users::read(&file, &setup.profile).unwrap();
+    setup.users.own = UsersFile::open(&file, &setup.profile).unwrap().1;
     std::fs::remove_dir_all(directory).unwrap();
     let front = Front::serve(setup, Service::default()).unwrap();
     let open = || Wire::open(front.address).unwrap();
@@ -131,6 +131,37 @@ users:
     };
     assert_eq!(figure("clients"), 2);
     assert!(figure("requests_total") >= 101 && figure("delays_total") >= 1, "{figures}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxys_own_users_follow_their_file() {
+    let cluster = cluster("redis", "7.0", 0).await;
+    let directory = new_directory().unwrap();
+    let file = directory.join("users.yaml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write("users: {app: {password: one, clients-max: 1}, gone: {password: two}}");
+    let args = ["--threads", "2", "--users", &file.display().to_string()];
+    let proxy = Program::start(&cluster.addresses(), &args);
+    let log_in = |user: &str| {
+        let mut wire = Wire::open(proxy.plain).unwrap();
+        let answer = ask(&mut wire, &format!("AUTH {user}"));
+        (answer == Value::Simple("OK".into())).then_some(wire)
+    };
+    let (mut app, mut gone) = (log_in("app one").unwrap(), log_in("gone two").unwrap());
+    assert!(log_in("app one").is_none());
+    // A file that can't be read changes nothing.
+    write("users: {app: {passw");
+    proxy.signal("HUP");
+    assert_eq!(ask(&mut gone, "SET a 1"), Value::Simple("OK".into()));
+    // No signal: the change is seen.
+    write("users: {app: {password: one, clients-max: 2}, new: {password: three}}");
+    wait_until("the new user is known", || log_in("new three").is_some());
+    wait_until("the other is gone", || gone.call(&[b"PING"]).is_err());
+    assert!(log_in("gone two").is_none());
+    assert_eq!(ask(&mut app, "GET a"), text_of("1"));
+    let second = log_in("app one");
+    assert!(second.is_some() && log_in("app one").is_none());
+    std::fs::remove_dir_all(directory).unwrap();
 }
 
 /// A signal for a server's process.

@@ -15,7 +15,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, RwLock,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
@@ -35,6 +35,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use self::{
     places::Places,
     replicas::{ReadFrom, Reading},
+    users::{Admission, Quotas},
 };
 
 /// How often the cluster is asked for its slots where nobody complains.
@@ -137,8 +138,7 @@ pub struct Proxy {
     loops: Arc<Vec<driver::Running>>,
     places: Places,
     slow_log: Option<Arc<SlowLog>>,
-    /// By the users' names; of nobody: of all.
-    quotas: Vec<(Option<String>, Arc<Quota>)>,
+    quotas: Quotas,
     control: JoinHandle<()>,
     /// Who finds out which replicas serve reads, and its end.
     replicas: Option<(Sender<()>, JoinHandle<()>)>,
@@ -171,6 +171,7 @@ impl Proxy {
         let users = setup.users.own.iter();
         let own = users.filter_map(|user| Some((Some(user.name.clone()), user.quota.clone()?)));
         let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
+        let quotas = Arc::new(RwLock::new(quotas));
         let share = |near: NearCache| {
             let bytes_max = near.bytes_max / setup.threads.max(1);
             NearCache { bytes_max, ..near }
@@ -232,8 +233,13 @@ impl Proxy {
         metrics::Source::new(
             Arc::downgrade(&self.loops),
             self.slow_log.clone(),
-            self.quotas.clone(),
+            Arc::clone(&self.quotas),
         )
+    }
+
+    /// Its own users; they can be changed for as long as it runs.
+    pub fn admission(&self) -> Admission {
+        Admission { loops: Arc::downgrade(&self.loops), quotas: Arc::clone(&self.quotas) }
     }
 
     /// What it listens with, for [`takeover::offer`].

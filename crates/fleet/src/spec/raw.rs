@@ -210,8 +210,8 @@ mapping! {
         lag_max: Millis,
         /// The zone that the proxy is in, as hosts name theirs.
         zone: String,
-        /// The file of the proxy's own users, with what each may ask (`keyfleet proxy --users`). It is
-        /// read when the proxy starts. Default: only those whom the cluster knows.
+        /// The file of the proxy's own users, with what each may ask (`keyfleet proxy --users`). It may
+        /// change while the proxy serves. Default: only those whom the cluster knows.
         users: String,
         /// What its buffers may hold together, of all clients and servers, such as 512MiB; where they hold
         /// more, the clients that hold most are closed. At least 16MiB. Default: 1GiB.

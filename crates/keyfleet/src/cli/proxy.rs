@@ -24,7 +24,7 @@ use proxy::{
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use self::tls::Certificates;
+use self::tls::Files;
 use super::{connect::PASSWORD_VARIABLES, context::Context, pools, signals};
 use crate::{
     errors::{Exit, Failure},
@@ -33,7 +33,7 @@ use crate::{
         kept::{self, Ended},
         metrics,
         takeover::{self, Taken},
-        users,
+        users::UsersFile,
     },
 };
 
@@ -75,7 +75,8 @@ pub struct Args {
     /// who doesn't say it is refused
     #[arg(long, conflicts_with = "twemproxy")]
     proxy_protocol: bool,
-    /// Users beside those that the cluster knows, with their limits (YAML)
+    /// Users beside those that the cluster knows, with their limits (YAML); SIGHUP, or changing it, has it
+    /// read again
     #[arg(long, value_name = "FILE", conflicts_with = "twemproxy")]
     users: Option<PathBuf>,
     /// What all clients together may ask a second; who asks more is read later
@@ -133,8 +134,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let connector = args.server_tls.load()?;
     if let Some(file) = &args.pools.twemproxy {
         if connector.is_some() {
-            let certificates = Certificates { acceptor: None, connector: connector.clone() };
-            tokio::spawn(certificates.renew(signals::hangup()?));
+            let files = Files { connector: connector.clone(), ..Files::default() };
+            tokio::spawn(files.renew(signals::hangup()?));
         }
         let size = (usize::from(args.threads), args.memory_max as usize);
         return pools::serve(context, file, size, connector, &args.pools).await;
@@ -148,12 +149,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         })?;
         return end(proxy, span, handed_over).await;
     }
-    let renews = args.tls.tls_listen.is_some() || connector.is_some();
+    let renews = args.tls.tls_listen.is_some() || connector.is_some() || args.users.is_some();
     let stop = signals::asked_to_end(!renews)?;
     let mut setup = setup(&args, connector.clone())?;
+    let mut users = None;
     if let Some(file) = &args.users {
-        setup.users.own = users::read(file, &setup.profile)
+        let (file, own) = UsersFile::open(file, &setup.profile)
             .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
+        (setup.users.own, users) = (own, Some(file));
     }
     let mut service = service(&args)?;
     let mut taken = match &args.takeover {
@@ -181,8 +184,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     context.printer.note(&format!("Serving at {}. Ctrl-C ends that.", places.join(", ")));
     if renews {
         let acceptor = proxy.listens().find_map(|(_, acceptor)| acceptor.cloned());
-        let certificates = Certificates { acceptor, connector };
-        tokio::spawn(certificates.renew(signals::hangup()?));
+        let users = users.map(|users| (users, proxy.admission()));
+        let files = Files { acceptor, connector, users };
+        tokio::spawn(files.renew(signals::hangup()?));
     }
     let mut passed = None;
     if let Some(path) = &args.takeover {

@@ -37,7 +37,7 @@ use super::{
     metrics::{self, PREFIX},
     replicas::{ReadFrom, Reading},
     takeover::{self, Offered, Taken},
-    users::{self, UsersError},
+    users::{UsersError, UsersFile},
 };
 use crate::{
     errors::with_causes,
@@ -114,13 +114,15 @@ impl State {
         self.listen.iter().map(address).collect()
     }
 
-    fn setup(&self) -> Result<Setup, KeptError> {
+    fn setup(&self) -> Result<(Setup, Option<UsersFile>), KeptError> {
         let profile = Profile { password: self.password.clone(), ..Profile::default() };
         let mut users = Users::of_the_servers();
+        let mut users_file = None;
         if let Some(file) = &self.start.users {
-            users.own = users::read(&self.base.join(file), &profile)?;
+            let (file, own) = UsersFile::open(&self.base.join(file), &profile)?;
+            (users.own, users_file) = (own, Some(file));
         }
-        Ok(Setup {
+        let setup = Setup {
             listen: self.listen(),
             threads: self.start.threads as usize,
             seeds: self.seeds.iter().copied().map(Address::Tcp).collect(),
@@ -128,7 +130,8 @@ impl State {
             client_password: self.password.clone(),
             users,
             tls: None,
-        })
+        };
+        Ok((setup, users_file))
     }
 
     fn service(&self) -> Service {
@@ -218,7 +221,7 @@ pub async fn keep(
     let (mut state, text) = read(file)?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let mut taken = takeover::take(&waits).map_err(KeptError::Takeover)?;
-    let (setup, mut service) = (state.setup()?, state.service());
+    let ((setup, mut users), mut service) = (state.setup()?, state.service());
     if let Some(taken) = &mut taken {
         taken.hand(&setup, &mut service);
     }
@@ -242,8 +245,10 @@ pub async fn keep(
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = String::new();
+    let admission = proxy.admission();
     tokio::pin!(stop, next);
     loop {
+        let mut hung_up = false;
         tokio::select! {
             () = &mut stop => {
                 store::remove(&waits)?;
@@ -257,6 +262,7 @@ pub async fn keep(
             _ = looks.tick() => {}
             _ = hangup.recv() => {
                 told.clear();
+                hung_up = true;
                 match change(file, &served, &mut proxy, &mut given).await {
                     Ok(changed) => {
                         state = changed;
@@ -268,6 +274,9 @@ pub async fn keep(
         }
         for acceptor in proxy.listens().filter_map(|(_, acceptor)| acceptor) {
             certificates::note(block_in_place(|| acceptor.reload()), &mut told);
+        }
+        if let Some(users) = &mut users {
+            block_in_place(|| users.follow(&admission, hung_up));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     fmt::{Display, Write as _},
     io,
     net::SocketAddr,
-    sync::{Arc, Weak, mpsc},
+    sync::{Arc, PoisonError, Weak, mpsc},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{hot, slow, takeover};
+use super::{hot, slow, takeover, users::Quotas};
 
 /// How long a loop may take to say what it is at.
 const REPORT: Duration = Duration::from_secs(1);
@@ -41,14 +41,14 @@ const SHOWN: std::ops::Range<usize> = 11..92;
 pub struct Source {
     loops: Weak<Vec<Running>>,
     slow_log: Option<Arc<SlowLog>>,
-    quotas: Vec<(Option<String>, Arc<Quota>)>,
+    quotas: Quotas,
 }
 
 impl Source {
     pub(super) fn new(
         loops: Weak<Vec<Running>>,
         slow_log: Option<Arc<SlowLog>>,
-        quotas: Vec<(Option<String>, Arc<Quota>)>,
+        quotas: Quotas,
     ) -> Self {
         Self { loops, slow_log, quotas }
     }
@@ -56,7 +56,7 @@ impl Source {
     /// All figures as text. Blocks until each loop has answered, a second at most.
     pub fn text(&self) -> String {
         let mut text = render(&self.ask());
-        users(&mut text, &self.quotas);
+        users(&mut text, &self.quotas.read().unwrap_or_else(PoisonError::into_inner));
         text
     }
 

@@ -241,6 +241,7 @@ impl Loop {
             match message {
                 Message::Topology { pool, topology } => self.engine.set_topology(pool, &topology),
                 Message::Readers { pool, readers } => self.engine.set_readers(pool, &readers),
+                Message::Users { pool, users } => self.engine.set_users(pool, users),
                 Message::Resolved { conn, .. } if !self.engine.is_awaited(conn) => {}
                 Message::Resolved { conn, name, address: Some(address) } => {
                     self.connect(conn, &name, Some(address));

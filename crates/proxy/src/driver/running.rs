@@ -15,7 +15,7 @@ use mio::{Poll, Waker};
 
 use super::{Change, Connector, Listener, Loop, READ_BYTES, WAKER, resolver::Resolver};
 use crate::{
-    engine::{ConnId, Engine, Figures, Limits, PoolSetup},
+    engine::{ConnId, Engine, Figures, Limits, PoolSetup, User},
     route::{Address, Readers, Topology},
 };
 
@@ -24,6 +24,7 @@ use crate::{
 pub(super) enum Message {
     Topology { pool: usize, topology: Topology },
     Readers { pool: usize, readers: Readers },
+    Users { pool: usize, users: Vec<User> },
     Resolved { conn: ConnId, name: Arc<Address>, address: Option<SocketAddr> },
     Change(Box<Change>),
     Preconnect { pool: usize },
@@ -57,6 +58,11 @@ impl Running {
     /// Says who serves reads in place of a cluster's primaries.
     pub fn set_readers(&self, pool: usize, readers: Readers) {
         self.send(Message::Readers { pool, readers });
+    }
+
+    /// See [`Engine::set_users`].
+    pub fn set_users(&self, pool: usize, users: Vec<User>) {
+        self.send(Message::Users { pool, users });
     }
 
     /// Has it serve other pools, or serve them at other addresses.

@@ -47,6 +47,14 @@ pub struct User {
     pub quota: Option<Arc<Quota>>,
 }
 
+impl User {
+    /// Would who logged in as the one be let in as the other, and be the same at the servers?
+    fn is_still(&self, other: &Self) -> bool {
+        (&self.name, &self.password, &self.profile)
+            == (&other.name, &other.password, &other.profile)
+    }
+}
+
 /// The SHA-256 of a user's password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password([u8; 32]);
@@ -77,6 +85,25 @@ pub(super) struct Logins {
     /// With their profiles.
     own: Vec<(User, u16)>,
     passed_on: bool,
+}
+
+impl Logins {
+    /// Which of the proxy's own users a client logged in as.
+    pub(super) fn of(&self, client: &Client) -> Option<&User> {
+        let is = |user: &&User| {
+            let entered = match (&user.quota, &client.part) {
+                (Some(quota), Some(part)) => part.is_of(quota),
+                (quota, part) => quota.is_none() && part.is_none(),
+            };
+            entered && client.user.as_deref().unwrap_or(b"default") == user.name.as_bytes()
+        };
+        self.own.iter().map(|(user, _)| user).find(is)
+    }
+
+    /// Is he one of them?
+    pub(super) fn holds(&self, user: &User) -> bool {
+        self.own.iter().any(|(own, _)| own.is_still(user))
+    }
 }
 
 /// A user who is tried at a server.
@@ -118,6 +145,12 @@ impl Core {
         });
         let own = own.collect();
         Logins { own, passed_on: users.passed_on }
+    }
+
+    /// The same with other users of the proxy's own.
+    pub(super) fn renew_logins(&mut self, pool: usize, own: Vec<User>) -> Logins {
+        let passed_on = self.pools.get(pool).is_some_and(|pool| pool.users.passed_on);
+        self.logins(Users { own, passed_on })
     }
 
     /// Are clients of a pool served that say nothing of who they are? Where a server judges users,

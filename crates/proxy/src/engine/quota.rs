@@ -30,9 +30,9 @@ pub struct Allowance {
 /// An [`Allowance`], and what of it is taken.
 #[derive(Debug)]
 pub struct Quota {
-    clients_max: usize,
-    requests: Option<Bucket>,
-    bytes: Option<Bucket>,
+    clients_max: AtomicUsize,
+    requests: Bucket,
+    bytes: Bucket,
     clients: AtomicUsize,
     requests_ever: AtomicU64,
     bytes_ever: AtomicU64,
@@ -54,13 +54,21 @@ pub struct Taken {
 impl Quota {
     pub fn new(allowance: Allowance) -> Self {
         Self {
-            clients_max: allowance.clients_max.unwrap_or(usize::MAX),
-            requests: allowance.requests_per_second.map(Bucket::new),
-            bytes: allowance.bytes_per_second.map(Bucket::new),
+            clients_max: AtomicUsize::new(allowance.clients_max.unwrap_or(usize::MAX)),
+            requests: Bucket::new(allowance.requests_per_second),
+            bytes: Bucket::new(allowance.bytes_per_second),
             clients: AtomicUsize::new(0),
             requests_ever: AtomicU64::new(0),
             bytes_ever: AtomicU64::new(0),
             delays_ever: AtomicU64::new(0),
+        }
+    }
+
+    /// Allows what `other` does from now on. Clients that are there stay, too many of them too.
+    pub fn allow_as(&self, other: &Self) {
+        self.clients_max.store(other.clients_max.load(Relaxed), Relaxed);
+        for (own, new) in [(&self.requests, &other.requests), (&self.bytes, &other.bytes)] {
+            own.per_second.store(new.per_second.load(Relaxed), Relaxed);
         }
     }
 
@@ -77,10 +85,7 @@ impl Quota {
     fn take(&self, requests: u64, bytes: u64, now: Micros) -> Micros {
         self.requests_ever.fetch_add(requests, Relaxed);
         self.bytes_ever.fetch_add(bytes, Relaxed);
-        let wait = |bucket: &Option<Bucket>, amount| {
-            bucket.as_ref().map_or(0, |bucket| bucket.take(amount, now))
-        };
-        wait(&self.requests, requests).max(wait(&self.bytes, bytes))
+        self.requests.take(requests, now).max(self.bytes.take(bytes, now))
     }
 }
 
@@ -89,18 +94,23 @@ const BURST: Micros = 100_000;
 
 #[derive(Debug)]
 struct Bucket {
-    per_second: u64,
+    /// 0: as much as they like.
+    per_second: AtomicU64,
     /// When all that was taken is within the rate, in ns.
     paid_at: AtomicU64,
 }
 
 impl Bucket {
-    fn new(per_second: u64) -> Self {
-        Self { per_second: per_second.max(1), paid_at: AtomicU64::new(0) }
+    fn new(per_second: Option<u64>) -> Self {
+        let per_second = per_second.map_or(0, |rate| rate.max(1));
+        Self { per_second: AtomicU64::new(per_second), paid_at: AtomicU64::new(0) }
     }
 
     fn take(&self, amount: u64, now: Micros) -> Micros {
-        let price = u128::from(amount) * 1_000_000_000 / u128::from(self.per_second);
+        let per_second = u128::from(self.per_second.load(Relaxed));
+        let Some(price) = (u128::from(amount) * 1_000_000_000).checked_div(per_second) else {
+            return 0;
+        };
         let price = u64::try_from(price).unwrap_or(u64::MAX);
         let now = now.saturating_mul(1_000);
         let paid =
@@ -117,9 +127,14 @@ pub(super) struct Part(Arc<Quota>);
 impl Part {
     /// None: there are as many as may be.
     pub fn enter(quota: &Arc<Quota>) -> Option<Self> {
-        let one_more = |now| (now < quota.clients_max).then_some(now + 1);
+        let most = quota.clients_max.load(Relaxed);
+        let one_more = |now| (now < most).then_some(now + 1);
         quota.clients.fetch_update(Relaxed, Relaxed, one_more).ok()?;
         Some(Self(Arc::clone(quota)))
+    }
+
+    pub fn is_of(&self, quota: &Arc<Quota>) -> bool {
+        Arc::ptr_eq(&self.0, quota)
     }
 }
 
@@ -210,7 +225,7 @@ mod tests {
     fn rates() {
         // What is taken when, and how long that lasts.
         let check = |per_second: u64, takes: &[(Micros, u64, Micros)]| {
-            let bucket = Bucket::new(per_second);
+            let bucket = Bucket::new(Some(per_second));
             for (now, amount, expected) in takes {
                 assert_eq!(bucket.take(*amount, *now), *expected, "{per_second} {takes:?}");
             }
@@ -232,5 +247,16 @@ mod tests {
         drop(first);
         assert_eq!(quota.taken().clients, 0);
         assert!(Part::enter(&quota).is_some());
+    }
+
+    #[test]
+    fn limits_change() {
+        let slow = Allowance { requests_per_second: Some(10), ..Allowance::default() };
+        let [quota, slow] = [Allowance::default(), slow].map(Quota::new);
+        assert_eq!(quota.take(100, 1, 9_000_000), 0);
+        quota.allow_as(&slow);
+        assert_eq!(quota.take(11, 1, 9_000_000), 1_000_000);
+        quota.allow_as(&Quota::new(Allowance::default()));
+        assert_eq!(quota.take(100, 1, 9_000_000), 0);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Core, Ending, Engine, Pool, PoolSetup, Route};
+use super::{Core, Ending, Engine, Pool, PoolSetup, Route, login::User};
 
 impl Engine {
     /// Gives a pool other settings. Servers that stay keep their connections, unless these begin
@@ -59,6 +59,26 @@ impl Engine {
                 {
                     client.profile = *new;
                 }
+            }
+        }
+    }
+
+    /// Gives a pool other users of its own. Clients of those who are gone, or log in or are served in
+    /// another way now, are told what they asked, then their connections are closed. Others' stay;
+    /// they are counted in the quota that they entered.
+    pub fn set_users(&mut self, index: usize, own: Vec<User>) {
+        let users = self.core.renew_logins(index, own);
+        let Some(pool) = self.core.pools.get_mut(index) else { return };
+        let former = std::mem::replace(&mut pool.users, users);
+        for id in self.clients.ids() {
+            if let Some(client) = self.clients.get_mut(id)
+                && usize::from(client.pool) == index
+                && client.ending < Ending::Answering
+                && let Some(user) = former.of(client)
+                && !self.core.pools.get(index).is_some_and(|pool| pool.users.holds(user))
+            {
+                client.ending = Ending::Answering;
+                client.mark(id, &mut self.core.turn);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proxy::{
-    engine::{ClientId, Limits, Profile},
+    engine::{Allowance, ClientId, Limits, Password, PoolSetup, Profile, Quota, User, Users},
     route::{Route, Slots},
 };
 
@@ -48,6 +48,48 @@ fn clients_of_either_protocol_get_the_new_password() {
     let expected = [&["AUTH", "new"][..], &["HELLO", "3", "AUTH", "default", "new"]];
     for (client, expected) in clients.into_iter().zip(expected) {
         assert_eq!(begins(&mut stage, client), expected);
+    }
+}
+
+#[test]
+fn users_come_and_go() {
+    let user = |(name, word): (&str, &str)| User {
+        name: name.to_owned(),
+        password: Password::new(word),
+        profile: Profile::default(),
+        quota: Some(Arc::new(Quota::new(Allowance::default()))),
+    };
+    let own = [("app", "1"), ("look", "2"), ("gone", "3")].map(user).to_vec();
+    let users = Users { own: own.clone(), passed_on: false };
+    let mut stage = Stage::new(Limits::default(), PoolSetup { users, ..pool() });
+    stage.engine.set_topology(0, &topology([1], |_| vec![(0, 16_383)]));
+    let log_in = |stage: &mut Stage, name: &str, word: &str| {
+        let client = stage.engine.client_opened(0);
+        stage.ask(client, &["AUTH", name, word]);
+        (client, stage.reply(client).expect("an answer"))
+    };
+    let [app, look, gone, waits] = [("app", "1"), ("look", "2"), ("gone", "3"), ("gone", "3")]
+        .map(|(name, word)| log_in(&mut stage, name, word).0);
+    // What was asked is answered.
+    stage.ask(waits, &["GET", "key"]);
+    let next = [own[0].clone(), user(("look", "other")), user(("new", "4"))];
+    stage.engine.set_users(0, next.to_vec());
+    stage.settle();
+    assert_eq!(stage.engine.clients(), 2);
+    let conn = *stage.conns.keys().next().expect("a connection");
+    stage.open(conn);
+    stage.tell(conn, b"+value\r\n");
+    assert_eq!(stage.reply(waits).as_deref(), Some("+value\r\n"));
+    assert_eq!(stage.engine.clients(), 1);
+    for client in [look, gone] {
+        assert_eq!(stage.reply(client), None);
+    }
+    stage.ask(app, &["PING"]);
+    assert_eq!(stage.reply(app).as_deref(), Some("+PONG\r\n"));
+    for (name, word, may) in
+        [("gone", "3", false), ("look", "2", false), ("look", "other", true), ("new", "4", true)]
+    {
+        assert_eq!(log_in(&mut stage, name, word).1 == "+OK\r\n", may, "{name}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS to clients and to servers: what is said of it on the command line, and new certificates.
+//! TLS to clients and to servers: what is said of it on the command line, and files that change.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,7 +15,13 @@ use tokio::{
 };
 
 use super::address;
-use crate::{errors::Failure, proxy::certificates};
+use crate::{
+    errors::Failure,
+    proxy::{
+        certificates,
+        users::{Admission, UsersFile},
+    },
+};
 
 /// How often certificates are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -95,29 +101,37 @@ impl ServerArgs {
 }
 
 /// What is read from files.
-pub struct Certificates {
+#[derive(Default)]
+pub struct Files {
     pub acceptor: Option<Arc<Acceptor>>,
     pub connector: Option<Arc<Connector>>,
+    pub users: Option<(UsersFile, Admission)>,
 }
 
-impl Certificates {
+impl Files {
     fn reload(&self) -> Result<bool, TlsError> {
         let own = self.acceptor.as_ref().map_or(Ok(false), |acceptor| acceptor.reload());
         let servers = self.connector.as_ref().map_or(Ok(false), |connector| connector.reload());
         Ok(own? | servers?)
     }
 
-    /// Reads certificates again when they change, or when somebody says so.
-    pub async fn renew(self, mut hangup: Signal) {
+    /// Reads them again when they change, or when somebody says so.
+    pub async fn renew(mut self, mut hangup: Signal) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = String::new();
         loop {
-            tokio::select! {
-                _ = looks.tick() => {}
-                _ = hangup.recv() => last.clear(),
+            let asked = tokio::select! {
+                _ = looks.tick() => false,
+                _ = hangup.recv() => true,
+            };
+            if asked {
+                last.clear();
             }
             certificates::note(block_in_place(|| self.reload()), &mut last);
+            if let Some((users, admission)) = &mut self.users {
+                block_in_place(|| users.follow(admission, asked));
+            }
         }
     }
 }
