@@ -2,6 +2,7 @@
 //! cluster current.
 
 pub mod certificates;
+pub mod files;
 pub mod hot;
 pub mod kept;
 pub mod metrics;
@@ -160,7 +161,7 @@ impl Proxy {
             Err(error) if strict => return Err(error),
             Err(_) => None,
         };
-        let room = room_for_clients();
+        let room = room();
         let mut places = Places::new(setup.threads, room, service.clients_max, service.balanced);
         places.inherit(service.taken);
         let wanted = places.prepare(&setup.listen, service.tls)?;
@@ -306,17 +307,15 @@ fn watch_replicas(
     Ok(Some((end, thread.spawn(move || watch.run(&ended))?)))
 }
 
-/// How many clients there are files for, after as many are allowed as may be: each client is one. An
-/// eighth, and 32 at least, is for servers and all else. Who comes beyond that is told so; without
-/// files, nobody could be.
-fn room_for_clients() -> usize {
+/// How many clients there are files for, after as many are allowed as may be.
+fn room() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    let files = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize);
-    files.saturating_sub((files / 8).max(32))
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    files::room_for_clients(files) as usize
 }
 
 /// Keeps the loops' picture of the cluster current.

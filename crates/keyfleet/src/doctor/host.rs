@@ -5,6 +5,7 @@ use std::path::Path;
 use fleet::model::Bytes;
 
 use super::{Check, Machine, Need, Verdict, program, sysctl};
+use crate::proxy::files::{files_for_clients, room_for_clients};
 
 /// A server's clients (`maxclients` by default) and what it needs for itself.
 const FILES_PER_NODE: u64 = 10_000 + 32;
@@ -30,13 +31,9 @@ pub fn engines(machine: &Machine) -> Vec<Check> {
 pub fn open_files(machine: &Machine, need: &Need) -> Check {
     const WHY: &str = "a server serves as many clients as it may open files, less 32";
     const NAME: &str = "open files";
-    let limits = machine.read("/proc/self/limits").unwrap_or_default();
-    let hard = limits.lines().find_map(|line| {
-        let mut numbers = line.strip_prefix("Max open files")?.split_whitespace();
-        let hard = numbers.nth(1)?;
-        Some(if hard == "unlimited" { u64::MAX } else { hard.parse().ok()? })
-    });
-    let Some(hard) = hard else { return Check::unknown(NAME, WHY, "/proc/self/limits") };
+    let Some(hard) = files_max(machine) else {
+        return Check::unknown(NAME, WHY, "/proc/self/limits");
+    };
     let shown = if hard == u64::MAX { "no limit".to_owned() } else { hard.to_string() };
     let machine_wide =
         machine.read("/proc/sys/fs/file-max").and_then(|text| text.parse::<u64>().ok());
@@ -51,6 +48,37 @@ pub fn open_files(machine: &Machine, need: &Need) -> Check {
     } else {
         check
     }
+}
+
+/// The files that a process may open at most.
+fn files_max(machine: &Machine) -> Option<u64> {
+    let limits = machine.read("/proc/self/limits")?;
+    limits.lines().find_map(|line| {
+        let mut numbers = line.strip_prefix("Max open files")?.split_whitespace();
+        let hard = numbers.nth(1)?;
+        Some(if hard == "unlimited" { u64::MAX } else { hard.parse().ok()? })
+    })
+}
+
+/// For each proxy whose clients are counted: are there files for as many?
+pub fn proxy_files(machine: &Machine, need: &Need) -> Vec<Check> {
+    const WHY: &str =
+        "a proxy opens a file for each client, and refuses those for whom there is none";
+    const NAME: &str = "proxy files";
+    let Some(hard) = files_max(machine) else { return Vec::new() };
+    let room = room_for_clients(hard);
+    let check = |(proxy, clients): (&String, &u32)| {
+        let clients = u64::from(*clients);
+        if clients <= room {
+            return Check::ok(NAME, WHY, format!("{proxy}: enough for {clients} clients"));
+        }
+        let found =
+            format!("{proxy}: {hard} for a process, {room} clients fit, {clients} may come");
+        let files = files_for_clients(clients);
+        let mend = format!("ulimit -Hn {files}, or LimitNOFILE={files} in the unit");
+        Check::ok(NAME, WHY, found).bad(Verdict::Warn, mend)
+    };
+    need.proxies.iter().map(check).collect()
 }
 
 pub fn somaxconn(machine: &Machine) -> Check {

@@ -91,6 +91,8 @@ pub struct Need {
     pub state_dir: PathBuf,
     /// The ports that nodes listen on, and the cluster each is for.
     pub ports: Vec<Port>,
+    /// How many clients each proxy may have, where the spec says it.
+    pub proxies: BTreeMap<String, u32>,
 }
 
 /// A port that a node wants.
@@ -134,6 +136,11 @@ impl Need {
             durable: fleet.clusters.values().any(fleet::model::Cluster::persists),
             state_dir,
             ports,
+            proxies: fleet
+                .proxies
+                .values()
+                .filter_map(|proxy| Some((proxy.name.to_string(), proxy.service.clients_max?)))
+                .collect(),
         }
     }
 }
@@ -155,6 +162,7 @@ pub fn examine(machine: &Machine, need: &Need) -> Vec<Check> {
         host::linger(machine),
         host::pidfd(machine),
     ]);
+    checks.extend(host::proxy_files(machine, need));
     checks
 }
 

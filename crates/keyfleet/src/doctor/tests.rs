@@ -78,6 +78,7 @@ fn need() -> Need {
         durable: true,
         state_dir: PathBuf::from("/srv/fleet/.keyfleet"),
         ports: vec![port(7001, true)],
+        proxies: BTreeMap::new(),
     }
 }
 
@@ -103,6 +104,20 @@ fn complaints(machine: &Machine, need: &Need) -> Vec<(&'static str, Verdict)> {
 fn a_good_machine_is_good() {
     let tree = Tree::new(&GOOD);
     assert_eq!(complaints(&tree.machine(), &need()), []);
+}
+
+#[test]
+fn a_proxy_with_more_clients_than_files_is_named() {
+    let tree = Tree::new(&GOOD);
+    let check = |clients, expected: &[&str]| {
+        let proxies = BTreeMap::from([("edge".to_owned(), clients)]);
+        let checks = examine(&tree.machine(), &Need { proxies, ..need() });
+        let bad = checks.iter().filter(|check| check.verdict != Verdict::Ok);
+        let mends: Vec<&str> = bad.filter_map(|check| check.mend.as_deref()).collect();
+        assert_eq!(mends, expected, "{clients}");
+    };
+    check(17_500, &[]);
+    check(17_501, &["ulimit -Hn 20002, or LimitNOFILE=20002 in the unit"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proxy::{
     route::Address,
 };
 
-use super::ProxyError;
+use super::{ProxyError, files::files_for_clients};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 4_096;
@@ -72,8 +72,10 @@ impl Places {
     pub fn set_clients_max(&self, clients_max: Option<usize>) {
         let room = self.room;
         if let Some(wanted) = clients_max.filter(|wanted| *wanted > room) {
+            let files = files_for_clients(wanted as u64);
             tracing::warn!(
-                "files for {room} clients only, not for {wanted}: allow more (ulimit -n, LimitNOFILE=)"
+                "files for {room} clients only, not for {wanted}: allow {files} files (ulimit -Hn {files}, \
+                 or LimitNOFILE={files} in the unit)"
             );
         }
         self.crowd.set_max(clients_max.unwrap_or(usize::MAX).min(room));
