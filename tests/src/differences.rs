@@ -176,6 +176,17 @@ twemproxy holds whatever clients don't read, and keeps the memory. Here a client
 4 MiB wait for it, and is closed if that holds others up; where all clients' and servers' buffers
 together exceed `--memory-max` (1 GiB, under the name `nutcracker` too) the clients that hold most are closed.
 
+## What twemproxy has not
+
+Called by its own name, it serves the clients of all pools with what the
+[proxy of a cluster](proxy.md) has too: `--tls-listen POOL=ADDRESS` (`ADDRESS`, where there is but one
+pool) with `--tls-cert` and `--tls-key`, `--server-tls-ca`, `--users`, `--clients-max`,
+`--requests-per-second`, `--bytes-per-second`, `--proxy-protocol`, `--slowlog-slower-than`, `--hot-keys`,
+`--metrics`, whose figures name their pools, and with `--takeover` one process in the place of another,
+which refuses nobody. Limits hold for all pools together; a file without a pool that `--tls-listen`
+names is refused. SIGINT and SIGTERM end it once what is under way is answered, after `--drain` seconds
+at the latest.
+
 ## Stats
 
 The line of JSON has the same fields in the same order. `server_timedout` counts requests, not
@@ -183,7 +194,7 @@ connections. The figures are those of the moment; `--stats-interval` has no effe
 
 ## Signals and exit codes
 
-SIGINT ends it with 1, as there. SIGTERM, which kills twemproxy, ends it with 0. The log goes to stderr
+Under the name `nutcracker`, SIGINT ends it with 1, as there. SIGTERM, which kills twemproxy, ends it with 0. The log goes to stderr
 where no file is named.
 
 ## Commands

@@ -9,11 +9,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use keyfleet::proxy::{Proxy, Service, Setup};
-use proxy::{
-    engine::{Profile, Users},
-    route::Address,
-};
+use keyfleet::proxy::{Proxy, Service, Setup, replicas::Reading};
+use proxy::{engine::Profile, route::Address};
 
 use crate::fleet::program;
 
@@ -49,8 +46,10 @@ impl Front {
             seeds: nodes.iter().map(|node| Address::Tcp(*node)).collect(),
             profile: Profile::default(),
             client_password: None,
-            users: Users::of_the_servers(),
             tls: None,
+            tls_listen: None,
+            reading: Reading::default(),
+            near: None,
         }
     }
 

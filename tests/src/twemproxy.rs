@@ -273,7 +273,25 @@ impl Proxy {
         listen: &[SocketAddr],
         arguments: &[&str],
     ) -> Result<Self> {
-        let stats = free_addresses(1)?[0];
+        Self::with_stats(free_addresses(1)?[0], file, listen, arguments).await
+    }
+
+    /// The same, that takes the place of another.
+    pub async fn in_its_place(
+        &self,
+        file: &Path,
+        listen: &[SocketAddr],
+        arguments: &[&str],
+    ) -> Result<Self> {
+        Self::with_stats(self.stats, file, listen, arguments).await
+    }
+
+    async fn with_stats(
+        stats: SocketAddr,
+        file: &Path,
+        listen: &[SocketAddr],
+        arguments: &[&str],
+    ) -> Result<Self> {
         let mut command = Command::new(program());
         command.args(["-v", "proxy", "--stats", &stats.to_string(), "--twemproxy"]).arg(file);
         command.args(arguments);

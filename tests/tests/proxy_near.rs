@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use keyfleet::proxy::Service;
+use keyfleet::proxy::{Service, Setup};
 use protocol::{SlotSet, Value, key_slot};
 use proxy::engine::NearCache;
 use tests::{
@@ -32,8 +32,8 @@ async fn cluster(kind: &str, version: &str) -> RawCluster {
 /// With values that hold for an hour, so that nothing but what servers say changes them.
 fn front(cluster: &RawCluster, threads: usize) -> Front {
     let near = NearCache { bytes_max: BYTES_MAX as usize, age: 3_600_000_000 };
-    let service = Service { near: Some(near), ..Service::default() };
-    Front::serve(Front::setup(&cluster.addresses(), threads), service).unwrap()
+    let setup = Setup { near: Some(near), ..Front::setup(&cluster.addresses(), threads) };
+    Front::serve(setup, Service::default()).unwrap()
 }
 
 fn ask(wire: &mut Wire, request: &str) -> Value {

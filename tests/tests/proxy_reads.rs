@@ -6,7 +6,7 @@ use std::{
 };
 
 use keyfleet::proxy::{
-    Service, SlowLogSetup,
+    Service, Setup, SlowLogSetup,
     replicas::{ReadFrom, Reading},
     users::UsersFile,
 };
@@ -85,10 +85,10 @@ users:
   look: {password: two, server-user: reader, server-password: there}
 ";
     std::fs::write(&file, text).unwrap();
-    let mut setup = Front::setup(&cluster.addresses(), 2);
-    setup.users.own = UsersFile::open(&file, &setup.profile).unwrap().1;
+    let users = UsersFile::open(&file).unwrap().1;
     std::fs::remove_dir_all(directory).unwrap();
-    let front = Front::serve(setup, Service::default()).unwrap();
+    let service = Service { users, ..Service::default() };
+    let front = Front::serve(Front::setup(&cluster.addresses(), 2), service).unwrap();
     let open = || Wire::open(front.address).unwrap();
     let code = |wire: &mut Wire, request: &str| match ask(wire, request) {
         Value::Error(text) => text.split(' ').next().unwrap_or_default().to_owned(),
@@ -173,8 +173,8 @@ fn signal(pid: u32, name: &str) {
 async fn reads_from_replicas(kind: &str, version: &str) {
     let mut cluster = cluster(kind, version, 1).await;
     let reading = Reading { from: ReadFrom::Replica, ..Reading::default() };
-    let service = Service { reading, ..Service::default() };
-    let front = Front::serve(Front::setup(&cluster.addresses(), 2), service).unwrap();
+    let setup = Setup { reading, ..Front::setup(&cluster.addresses(), 2) };
+    let front = Front::serve(setup, Service::default()).unwrap();
     let mut client = Wire::open(front.address).unwrap();
     let keys: Vec<String> = (0..30).map(|number| format!("key:{number}")).collect();
     for key in &keys {

@@ -6,7 +6,7 @@ pub mod files;
 pub mod hot;
 pub mod kept;
 pub mod metrics;
-mod places;
+pub(crate) mod places;
 pub mod replicas;
 mod slow;
 pub mod takeover;
@@ -16,7 +16,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, RwLock,
+        Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
@@ -31,12 +31,12 @@ use proxy::{
     route::{Address, Route, Slots, Topology},
     topology::{self, TopologyError},
 };
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::{
-    places::Places,
+    places::{Listen, Places},
     replicas::{ReadFrom, Reading},
-    users::{Admission, Quotas},
+    takeover::Sockets,
+    users::{Admission, Members, OwnUser},
 };
 
 /// How often the cluster is asked for its slots where nobody complains.
@@ -53,6 +53,7 @@ const BACKOFF: (Micros, Micros) = (20_000, 1_000_000);
 pub struct Setup {
     /// Where clients without TLS connect.
     pub listen: Vec<Address>,
+    pub tls_listen: Option<TlsListen>,
     pub threads: usize,
     /// Nodes to ask first; the others are learned from them.
     pub seeds: Vec<Address>,
@@ -60,22 +61,24 @@ pub struct Setup {
     pub profile: Profile,
     /// What clients must say in AUTH first; None: nothing.
     pub client_password: Option<String>,
-    /// Who else may be a client.
-    pub users: Users,
     /// How to speak with the nodes, where not plainly.
     pub tls: Option<Arc<Connector>>,
+    pub reading: Reading,
+    /// Keys that are read often are answered from memory, which all threads share out among them.
+    pub near: Option<NearCache>,
 }
+
+/// Where clients have to speak TLS, and with which certificates.
+pub type TlsListen = (Vec<Address>, TlsFiles);
 
 /// How clients are served, whatever it is that is served.
 #[derive(Debug, Default)]
 pub struct Service {
-    /// A second address, where clients have to speak TLS.
-    pub tls: Option<(Address, TlsFiles)>,
     /// So many clients at once, at all addresses together.
     pub clients_max: Option<usize>,
     /// The sockets of the proxy before this one, where there is one: addresses that it has are not
     /// bound anew.
-    pub taken: Vec<(Address, Vec<OwnedFd>)>,
+    pub taken: Sockets,
     /// Clients come through load balancers that say whose a connection is (PROXY protocol).
     pub balanced: bool,
     /// What buffers may hold, of all clients and servers together, in bytes; None: any number.
@@ -83,11 +86,24 @@ pub struct Service {
     pub slow_log: SlowLogSetup,
     /// What all clients together may ask; how many they may be says `clients_max`.
     pub allowance: Allowance,
-    pub reading: Reading,
     /// One request in so many is looked at for hot and large keys; None: none is.
     pub sample_one_in: Option<u32>,
-    /// Keys that are read often are answered from memory, which all threads share out among them.
-    pub near: Option<NearCache>,
+    /// Users of the proxy's own.
+    pub users: Vec<OwnUser>,
+}
+
+impl Service {
+    /// What loops of so many threads may hold, and share.
+    pub(crate) fn limits(&self, threads: usize) -> Limits {
+        let allowance = self.allowance;
+        Limits {
+            memory: Memory::new(self.memory_max.unwrap_or(usize::MAX), threads).into(),
+            slow_log: self.slow_log.log(),
+            quota: (allowance != Allowance::default()).then(|| Quota::new(allowance).into()),
+            sample_one_in: self.sample_one_in,
+            ..Limits::default()
+        }
+    }
 }
 
 /// Which requests are noted as slow.
@@ -139,7 +155,7 @@ pub struct Proxy {
     loops: Arc<Vec<driver::Running>>,
     places: Places,
     slow_log: Option<Arc<SlowLog>>,
-    quotas: Quotas,
+    admission: Admission,
     control: JoinHandle<()>,
     /// Who finds out which replicas serve reads, and its end.
     replicas: Option<(Sender<()>, JoinHandle<()>)>,
@@ -161,30 +177,18 @@ impl Proxy {
             Err(error) if strict => return Err(error),
             Err(_) => None,
         };
-        let room = room();
-        let mut places = Places::new(setup.threads, room, service.clients_max, service.balanced);
-        places.inherit(service.taken);
-        let wanted = places.prepare(&setup.listen, service.tls)?;
-        let (end, notices) = mpsc::channel();
-        let slow_log = service.slow_log.log();
-        let quota = (service.allowance != Allowance::default())
-            .then(|| Arc::new(Quota::new(service.allowance)));
-        let users = setup.users.own.iter();
-        let own = users.filter_map(|user| Some((Some(user.name.clone()), user.quota.clone()?)));
-        let quotas = own.chain(quota.clone().map(|quota| (None, quota))).collect();
-        let quotas = Arc::new(RwLock::new(quotas));
+        let Service { clients_max, balanced, .. } = service;
         let share = |near: NearCache| {
             let bytes_max = near.bytes_max / setup.threads.max(1);
             NearCache { bytes_max, ..near }
         };
-        let limits = Limits {
-            memory: Memory::new(service.memory_max.unwrap_or(usize::MAX), setup.threads).into(),
-            slow_log: slow_log.clone(),
-            quota,
-            sample_one_in: service.sample_one_in,
-            near: service.near.map(share),
-            ..Limits::default()
-        };
+        let near = setup.near.map(share);
+        let limits = Limits { near, ..service.limits(setup.threads) };
+        let mut places = Places::new(setup.threads, clients_max, balanced, service.taken);
+        let listen = listen(&places, &setup.listen, setup.tls_listen.as_ref())?;
+        let wanted = places.prepare(listen)?;
+        let (end, notices) = mpsc::channel();
+        let (slow_log, quota) = (limits.slow_log.clone(), limits.quota.clone());
         let mut loops = Vec::with_capacity(setup.threads);
         for number in 0..setup.threads {
             let pool = PoolSetup {
@@ -192,7 +196,11 @@ impl Proxy {
                 servers: Vec::new(),
                 profile: setup.profile.clone(),
                 client_password: setup.client_password.clone(),
-                users: setup.users.clone(),
+                // The cluster knows its users, and what each of them may.
+                users: Users {
+                    own: service.users.iter().map(|user| user.at(&setup.profile)).collect(),
+                    passed_on: true,
+                },
                 timeout: Some(TIMEOUT),
                 server_connections: 1,
                 backoff_min: BACKOFF.0,
@@ -203,44 +211,53 @@ impl Proxy {
             loops.push(driver::start(&name, limits, tls, vec![pool], Vec::new(), end.clone())?);
         }
         let loops = Arc::new(loops);
-        let replicas = watch_replicas(&loops, &setup, service.reading)?;
+        let pools = vec![(0, setup.profile.clone())];
+        let members = Members { users: service.users, pools };
+        let admission = Admission::new(&loops, members, quota);
+        let replicas = watch_replicas(&loops, &setup)?;
         let mut watch = Watch { loops: Arc::clone(&loops), setup, known: None };
         // Before anybody can ask.
         if let Some(topology) = topology {
             watch.learn(topology);
         }
-        places.take(wanted, &loops);
+        places.take(wanted, &loops, |_| Vec::new());
         let control = thread::Builder::new().name("topology".to_owned());
         let control = control.spawn(move || watch.run(&notices))?;
-        Ok(Self { loops, places, slow_log, quotas, control, replicas, end })
+        Ok(Self { loops, places, slow_log, admission, control, replicas, end })
     }
 
     /// Serves its clients otherwise, and elsewhere, from now on; those that are there stay. On an
     /// error nothing has changed. The slow log stays as it is.
-    pub fn change(&mut self, listen: &[Address], service: Service) -> Result<(), ProxyError> {
-        let wanted = self.places.prepare(listen, service.tls)?;
-        self.places.set_clients_max(service.clients_max);
-        self.places.take(wanted, &self.loops);
+    pub fn change(
+        &mut self,
+        listen_at: &[Address],
+        tls: Option<&TlsListen>,
+        clients_max: Option<usize>,
+    ) -> Result<(), ProxyError> {
+        let wanted = self.places.prepare(listen(&self.places, listen_at, tls)?)?;
+        self.places.set_clients_max(clients_max);
+        self.places.take(wanted, &self.loops, |_| Vec::new());
         Ok(())
     }
 
     /// Where it listens, without and with TLS: a port 0 was replaced.
     pub fn listens(&self) -> impl Iterator<Item = (&Address, Option<&Arc<Acceptor>>)> {
-        self.places.listens()
+        self.places.listens().map(|(_, address, acceptor)| (address, acceptor))
     }
 
     /// Its figures; they can be asked for as long as it runs.
     pub fn figures(&self) -> metrics::Source {
-        metrics::Source::new(
-            Arc::downgrade(&self.loops),
-            self.slow_log.clone(),
-            Arc::clone(&self.quotas),
-        )
+        metrics::Source {
+            loops: Arc::downgrade(&self.loops),
+            slow_log: self.slow_log.clone(),
+            quotas: self.admission.quotas(),
+            pools: None,
+        }
     }
 
     /// Its own users; they can be changed for as long as it runs.
     pub fn admission(&self) -> Admission {
-        Admission { loops: Arc::downgrade(&self.loops), quotas: Arc::clone(&self.quotas) }
+        self.admission.clone()
     }
 
     /// What it listens with, for [`takeover::offer`].
@@ -291,12 +308,27 @@ impl Proxy {
     }
 }
 
+/// The places, for clients of the only pool.
+fn listen(
+    places: &Places,
+    plain: &[Address],
+    tls: Option<&TlsListen>,
+) -> Result<Vec<Listen>, TlsError> {
+    let mut all: Vec<Listen> = plain.iter().cloned().map(Listen::at).collect();
+    if let Some((addresses, files)) = tls {
+        let acceptor = places.acceptor(files)?;
+        let sealed = |address| Listen { tls: Some(Arc::clone(&acceptor)), ..Listen::at(address) };
+        all.extend(addresses.iter().cloned().map(sealed));
+    }
+    Ok(all)
+}
+
 /// Where reads go elsewhere than to primaries.
 fn watch_replicas(
     loops: &Arc<Vec<driver::Running>>,
     setup: &Setup,
-    reading: Reading,
 ) -> io::Result<Option<(Sender<()>, JoinHandle<()>)>> {
+    let reading = setup.reading.clone();
     if reading.from == ReadFrom::Primary {
         return Ok(None);
     }
@@ -305,17 +337,6 @@ fn watch_replicas(
     let watch = replicas::Watch { loops: Arc::clone(loops), seeds, profile, tls, reading };
     let thread = thread::Builder::new().name("replicas".to_owned());
     Ok(Some((end, thread.spawn(move || watch.run(&ended))?)))
-}
-
-/// How many clients there are files for, after as many are allowed as may be.
-fn room() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    files::room_for_clients(files) as usize
 }
 
 /// Keeps the loops' picture of the cluster current.

@@ -11,5 +11,5 @@ pub mod stats;
 pub use self::{
     control::{ControlError, End, LogWish, Setup, read, run},
     pools::{Figures, ServerFigures},
-    service::{Options, Reloaded, Service, ServiceError},
+    service::{Options, Reloaded, Service, ServiceError, TlsListen},
 };

@@ -16,7 +16,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use ::proxy::route::EjectionMode;
+use ::proxy::route::{Address, EjectionMode};
 use fleet::model::ProxyStart;
 use tracing_subscriber::{layer::SubscriberExt as _, reload};
 
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     errors::Failure,
+    proxy::{Service, SlowLogSetup},
     twemproxy::{self, ControlError, End, LogWish, Setup, stats},
 };
 
@@ -165,13 +166,20 @@ fn serve(options: &Options, log: &Log) -> ExitCode {
         options: twemproxy::Options {
             threads: 1,
             ejected: EjectionMode::Rering,
-            memory_max: ProxyStart::PLAIN.memory_max_bytes as usize,
             tls: None,
+            tls_listen: None,
+            service: Service {
+                memory_max: Some(ProxyStart::PLAIN.memory_max_bytes as usize),
+                slow_log: SlowLogSetup { slower_than: None, ..SlowLogSetup::default() },
+                ..Service::default()
+            },
         },
-        stats: Some((options.stats_host.clone(), options.stats_port)),
+        stats: Some(Address::new(&options.stats_host, options.stats_port)),
+        metrics: None,
+        takeover: None,
     };
     let started = |service: &twemproxy::Service| {
-        for (name, address) in service.listens() {
+        for (name, address, _) in service.listens() {
             tracing::info!("serving {name} at {address}");
         }
     };
@@ -189,11 +197,15 @@ fn serve(options: &Options, log: &Log) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(twemproxy::run(setup, started, wish)),
+        Ok(runtime) => runtime.block_on(async {
+            let (end, service) = twemproxy::run(setup, started, wish).await?;
+            service.stop().map_err(ControlError::Failed)?;
+            Ok(end)
+        }),
         Err(error) => Err(ControlError::Failed(error)),
     };
     match ended {
-        Ok(End::Terminate) => ExitCode::SUCCESS,
+        Ok(End::Terminate | End::HandedOver) => ExitCode::SUCCESS,
         Ok(End::Interrupt) => ExitCode::FAILURE,
         Err(error) => {
             tracing::error!("{}", explain(error));

@@ -2,13 +2,11 @@
 
 mod near;
 mod reading;
-mod tls;
+pub(super) mod tls;
 mod top;
 
 use std::{
-    env, fs,
-    future::pending,
-    io,
+    env, fs, io,
     net::SocketAddr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -19,7 +17,7 @@ use std::{
 use fleet::model::ProxyStart;
 use proxy::{
     driver::Connector,
-    engine::{Allowance, Profile, Users},
+    engine::{Allowance, Profile},
     route::Address,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -32,7 +30,7 @@ use crate::{
         Proxy, ProxyError, Service, Setup, SlowLogSetup,
         kept::{self, Ended},
         metrics,
-        takeover::{self, Taken},
+        takeover::{self, Sockets, Taken},
         users::UsersFile,
     },
 };
@@ -49,16 +47,18 @@ pub struct Args {
         long,
         value_name = "HOST:PORT",
         value_delimiter = ',',
+        value_parser = address,
         required_unless_present_any = ["state", "twemproxy"],
         conflicts_with = "twemproxy"
     )]
-    connect: Vec<String>,
+    connect: Vec<Address>,
     /// Be the fleet's proxy that this file says
     #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["connect", "listen"])]
     state: Option<PathBuf>,
     /// Where clients connect: an address and a port, or a path; several, separated by commas
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379", value_delimiter = ',')]
-    listen: Vec<String>,
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379", value_delimiter = ',',
+        value_parser = address)]
+    listen: Vec<Address>,
     /// Threads, each with connections of its own to the servers
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u8).range(1..=THREADS_MAX))]
@@ -66,26 +66,24 @@ pub struct Args {
     #[command(flatten)]
     pools: pools::Args,
     /// Give figures away for Prometheus: http://ADDRESS/metrics
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Clients at once; who comes beyond that is refused
-    #[arg(long, value_name = "N", conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "N")]
     clients_max: Option<usize>,
     /// Clients come through a load balancer that says whose a connection is (PROXY protocol 1 or 2);
     /// who doesn't say it is refused
-    #[arg(long, conflicts_with = "twemproxy")]
+    #[arg(long)]
     proxy_protocol: bool,
     /// Users beside those that the cluster knows, with their limits (YAML); SIGHUP, or changing it, has it
     /// read again
-    #[arg(long, value_name = "FILE", conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "FILE")]
     users: Option<PathBuf>,
     /// What all clients together may ask a second; who asks more is read later
-    #[arg(long, value_name = "N", conflicts_with = "twemproxy",
-        value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requests_per_second: Option<u64>,
     /// Bytes a second, of requests and replies of all clients together
-    #[arg(long, value_name = "BYTES", conflicts_with = "twemproxy",
-        value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     bytes_per_second: Option<u64>,
     /// So much memory, such as 512MiB, is for buffers, of all clients and servers together: where they hold
     /// more, the clients that hold most are closed
@@ -98,22 +96,21 @@ pub struct Args {
     near: near::NearArgs,
     /// Look at one request in N for the keys that are asked for most, and large ones:
     /// http://METRICS/hot and `proxy top`
-    #[arg(long, value_name = "N", conflicts_with = "twemproxy",
-        value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     hot_keys: Option<u32>,
     /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
     #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..), conflicts_with = "twemproxy")]
+        value_parser = clap::value_parser!(i64).range(-1..))]
     slowlog_slower_than: i64,
     /// So many of them, the last ones
-    #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "N", default_value_t = 128)]
     slowlog_max_len: usize,
     /// Take the listening sockets over from the proxy that was started with the same path, which
     /// serves its own clients for the seconds of --drain and then ends; and wait there for the next
-    #[arg(long, value_name = "PATH", conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "PATH")]
     takeover: Option<PathBuf>,
     /// Seconds that it takes at most to answer what is under way when it is asked to end
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "twemproxy")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     drain: u32,
     #[command(flatten)]
     tls: tls::ClientArgs,
@@ -132,13 +129,24 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         return top::run(context, args).await;
     }
     let connector = args.server_tls.load()?;
-    if let Some(file) = &args.pools.twemproxy {
-        if connector.is_some() {
-            let files = Files { connector: connector.clone(), ..Files::default() };
-            tokio::spawn(files.renew(signals::hangup()?));
-        }
-        let size = (usize::from(args.threads), args.memory_max as usize);
-        return pools::serve(context, file, size, connector, &args.pools).await;
+    let (mut service, mut users) = (service(&args), None);
+    if let Some(file) = &args.users {
+        let (file, own) = UsersFile::open(file)
+            .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
+        (service.users, users) = (own, Some(file));
+    }
+    if let Some(file) = args.pools.twemproxy.clone() {
+        let common = pools::Common {
+            threads: usize::from(args.threads),
+            tls: connector,
+            tls_listen: args.tls.of_pools()?,
+            service,
+            users,
+            metrics: args.metrics.map(Address::Tcp),
+            takeover: args.takeover,
+            drain: Duration::from_secs(args.drain.into()),
+        };
+        return pools::serve(context, file, args.pools, common).await;
     }
     if let Some(file) = &args.state {
         let (stop, hangup) = (signals::asked_to_end(false)?, signals::hangup()?);
@@ -149,32 +157,25 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         })?;
         return end(proxy, span, handed_over).await;
     }
-    let renews = args.tls.tls_listen.is_some() || connector.is_some() || args.users.is_some();
+    let renews = !args.tls.tls_listen.is_empty() || connector.is_some() || args.users.is_some();
     let stop = signals::asked_to_end(!renews)?;
-    let mut setup = setup(&args, connector.clone())?;
-    let mut users = None;
-    if let Some(file) = &args.users {
-        let (file, own) = UsersFile::open(file, &setup.profile)
-            .map_err(|error| Failure::user("the proxy's users can't be read").because(&error))?;
-        (setup.users.own, users) = (own, Some(file));
-    }
-    let mut service = service(&args)?;
+    let setup = setup(&args, connector.clone())?;
     let mut taken = match &args.takeover {
         None => None,
         Some(path) => takeover::take(path).map_err(|error| passing(path, &error))?,
     };
-    if let Some(taken) = &mut taken {
-        taken.hand(&setup, &mut service);
-    }
     let metrics = match args.metrics {
         Some(address) => {
-            let listener = metrics::listener(address, taken.as_mut()).await;
+            let listener = takeover::listener(&Address::Tcp(address), taken.as_mut()).await;
             Some(listener.map_err(|error| {
                 Failure::user(format!("cannot give figures away at {address}")).because(&error)
             })?)
         }
         None => None,
     };
+    if let Some(taken) = &mut taken {
+        service.taken = taken.rest();
+    }
     let proxy = Proxy::start_with(setup, service, true).map_err(|error| failure(&error))?;
     let places = proxy.listens().map(|(address, acceptor)| match acceptor {
         None => address.to_string(),
@@ -202,18 +203,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         passed = Some(offer().map_err(|error| passing(path, &error))?);
     }
     let figures = metrics.map(|listener| tokio::spawn(metrics::serve(listener, proxy.figures())));
-    let handed_over = async {
-        let taken = match passed {
-            Some(passed) => passed.await.is_ok(),
-            None => false,
-        };
-        if !taken {
-            pending::<()>().await;
-        }
-    };
     let passed_on = tokio::select! {
         () = stop => false,
-        () = handed_over => true,
+        () = takeover::taken_over(passed) => true,
     };
     let span = Duration::from_secs(args.drain.into());
     if passed_on {
@@ -235,7 +227,7 @@ async fn end(proxy: Proxy, span: Duration, handed_over: bool) -> Result<Exit, Fa
 }
 
 /// Waits until it has ended.
-async fn ended(mut drained: JoinHandle<io::Result<()>>) -> Result<Exit, Failure> {
+pub(super) async fn ended(mut drained: JoinHandle<io::Result<()>>) -> Result<Exit, Failure> {
     let ended = tokio::select! {
         ended = &mut drained => ended.unwrap_or_else(|error| Err(error.into())),
         // Once more: at once.
@@ -249,7 +241,7 @@ fn passing(path: &Path, error: &io::Error) -> Failure {
     Failure::environment(format!("cannot pass sockets on at {}", path.display())).because(error)
 }
 
-fn service(args: &Args) -> Result<Service, Failure> {
+fn service(args: &Args) -> Service {
     let slow_log = SlowLogSetup {
         slower_than: u64::try_from(args.slowlog_slower_than).ok(),
         entries_max: args.slowlog_max_len,
@@ -259,39 +251,36 @@ fn service(args: &Args) -> Result<Service, Failure> {
         requests_per_second: args.requests_per_second,
         bytes_per_second: args.bytes_per_second,
     };
-    Ok(Service {
-        tls: args.tls.read()?,
+    Service {
         clients_max: args.clients_max,
         balanced: args.proxy_protocol,
         slow_log,
         memory_max: Some(args.memory_max as usize),
         allowance,
-        reading: args.reading.read()?,
         sample_one_in: args.hot_keys,
-        near: args.near.read(),
-        taken: Vec::new(),
-    })
+        users: Vec::new(),
+        taken: Sockets::default(),
+    }
 }
 
 fn setup(args: &Args, tls: Option<Arc<Connector>>) -> Result<Setup, Failure> {
     let password = PASSWORD_VARIABLES.iter().find_map(|name| env::var(name).ok());
     let password = password.filter(|password| !password.is_empty());
     Ok(Setup {
-        listen: args.listen.iter().map(|text| address(text)).collect::<Result<_, _>>()?,
+        listen: args.listen.clone(),
+        tls_listen: args.tls.read()?,
         threads: usize::from(args.threads),
-        seeds: args.connect.iter().map(|seed| address(seed)).collect::<Result<_, _>>()?,
+        seeds: args.connect.clone(),
         profile: Profile { password: password.clone(), ..Profile::default() },
         client_password: password,
-        // The cluster knows its users, and what each of them may.
-        users: Users::of_the_servers(),
         tls,
+        reading: args.reading.read()?,
+        near: args.near.read(),
     })
 }
 
-fn address(text: &str) -> Result<Address, Failure> {
-    Address::parse(text).ok_or_else(|| {
-        Failure::user(format!("no address: {text:?}")).hint("such as 127.0.0.1:7001")
-    })
+pub(super) fn address(text: &str) -> Result<Address, &'static str> {
+    Address::parse(text).ok_or("no address, such as 127.0.0.1:7001")
 }
 
 fn failure(error: &ProxyError) -> Failure {

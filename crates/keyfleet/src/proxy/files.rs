@@ -3,8 +3,21 @@
 //! Each client is one file. An eighth of all, and 32 at least, is for servers and all else. Who comes
 //! beyond that is told so; without files, nobody could be.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 /// So many files are left to all else at least.
 const OTHERS_MIN: u64 = 32;
+
+/// How many clients there are files for, after as many are allowed as may be.
+pub(super) fn room() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    room_for_clients(files) as usize
+}
 
 /// How many clients there is room for.
 pub const fn room_for_clients(files: u64) -> u64 {

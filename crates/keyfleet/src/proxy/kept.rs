@@ -20,7 +20,7 @@ use fleet::{
 };
 use proxy::{
     driver::{CertificateFiles, ClientAuthority, TlsFiles},
-    engine::{Allowance, Micros, NearCache, Profile, Users},
+    engine::{Allowance, Micros, NearCache, Profile},
     route::Address,
 };
 use serde::{Deserialize, Serialize};
@@ -33,10 +33,10 @@ use tokio::{
 };
 
 use super::{
-    Proxy, ProxyError, Service, Setup, SlowLogSetup, certificates,
+    Proxy, ProxyError, Service, Setup, SlowLogSetup, TlsListen, certificates,
     metrics::{self, PREFIX},
     replicas::{ReadFrom, Reading},
-    takeover::{self, Offered, Taken},
+    takeover::{self, Offered, Sockets, Taken},
     users::{UsersError, UsersFile},
 };
 use crate::{
@@ -114,53 +114,17 @@ impl State {
         self.listen.iter().map(address).collect()
     }
 
-    fn setup(&self) -> Result<(Setup, Option<UsersFile>), KeptError> {
+    fn setup(&self) -> Setup {
         let profile = Profile { password: self.password.clone(), ..Profile::default() };
-        let mut users = Users::of_the_servers();
-        let mut users_file = None;
-        if let Some(file) = &self.start.users {
-            let (file, own) = UsersFile::open(&self.base.join(file), &profile)?;
-            (users.own, users_file) = (own, Some(file));
-        }
-        let setup = Setup {
+        let start = &self.start;
+        Setup {
             listen: self.listen(),
+            tls_listen: self.tls_listen(),
             threads: self.start.threads as usize,
             seeds: self.seeds.iter().copied().map(Address::Tcp).collect(),
             profile,
             client_password: self.password.clone(),
-            users,
             tls: None,
-        };
-        Ok((setup, users_file))
-    }
-
-    fn service(&self) -> Service {
-        let tls = self.service.tls.as_ref().map(|tls| {
-            let ProxyTls { listen, cert, key, client_ca, client_optional } = tls;
-            let path = |path: &String| self.base.join(path);
-            let clients = client_ca
-                .as_ref()
-                .map(|roots| ClientAuthority { roots: path(roots), required: !client_optional });
-            let own = CertificateFiles { certificate: path(cert), key: path(key) };
-            (Address::Tcp(*listen), TlsFiles { own: vec![own], clients })
-        });
-        let clients_max = self.service.clients_max.map(|most| most as usize);
-        let start = &self.start;
-        Service {
-            tls,
-            clients_max,
-            taken: Vec::new(),
-            balanced: start.proxy_protocol,
-            memory_max: Some(start.memory_max_bytes as usize),
-            slow_log: SlowLogSetup {
-                slower_than: Some(start.slow_log_ms * 1_000),
-                ..SlowLogSetup::default()
-            },
-            allowance: Allowance {
-                clients_max: None,
-                requests_per_second: start.requests_per_second.map(u64::from),
-                bytes_per_second: start.bytes_per_second,
-            },
             reading: Reading {
                 from: match start.read_from {
                     fleet::model::ReadFrom::Primary => ReadFrom::Primary,
@@ -173,11 +137,47 @@ impl State {
                 zone: start.zone.clone(),
                 zones: self.zones.clone(),
             },
-            sample_one_in: start.hot_keys,
             near: start.near_cache.map(|near| NearCache {
                 bytes_max: near.bytes as usize,
                 age: Micros::from(near.age_s) * 1_000_000,
             }),
+        }
+    }
+
+    /// Where clients have to speak TLS.
+    fn tls_listen(&self) -> Option<TlsListen> {
+        let ProxyTls { listen, cert, key, client_ca, client_optional } =
+            self.service.tls.as_ref()?;
+        let path = |path: &String| self.base.join(path);
+        let clients = client_ca
+            .as_ref()
+            .map(|roots| ClientAuthority { roots: path(roots), required: !client_optional });
+        let own = CertificateFiles { certificate: path(cert), key: path(key) };
+        Some((vec![Address::Tcp(*listen)], TlsFiles { own: vec![own], clients }))
+    }
+
+    fn clients_max(&self) -> Option<usize> {
+        self.service.clients_max.map(|most| most as usize)
+    }
+
+    fn service(&self) -> Service {
+        let start = &self.start;
+        Service {
+            clients_max: self.clients_max(),
+            taken: Sockets::default(),
+            balanced: start.proxy_protocol,
+            memory_max: Some(start.memory_max_bytes as usize),
+            slow_log: SlowLogSetup {
+                slower_than: Some(start.slow_log_ms * 1_000),
+                ..SlowLogSetup::default()
+            },
+            allowance: Allowance {
+                clients_max: None,
+                requests_per_second: start.requests_per_second.map(u64::from),
+                bytes_per_second: start.bytes_per_second,
+            },
+            sample_one_in: start.hot_keys,
+            users: Vec::new(),
         }
     }
 
@@ -221,11 +221,18 @@ pub async fn keep(
     let (mut state, text) = read(file)?;
     // A fleet's proxy doesn't end with the cluster that it waits for.
     let mut taken = takeover::take(&waits).map_err(KeptError::Takeover)?;
-    let ((setup, mut users), mut service) = (state.setup()?, state.service());
-    if let Some(taken) = &mut taken {
-        taken.hand(&setup, &mut service);
+    let mut service = state.service();
+    let mut users = None;
+    if let Some(file) = &state.start.users {
+        let (file, own) = UsersFile::open(&state.base.join(file))?;
+        (service.users, users) = (own, Some(file));
     }
-    let mut proxy = Proxy::start_with(setup, service, false)?;
+    let mut given = Given::default();
+    let door = given.prepare(state.service.metrics, taken.as_mut()).await?;
+    if let Some(taken) = &mut taken {
+        service.taken = taken.rest();
+    }
+    let mut proxy = Proxy::start_with(state.setup(), service, false)?;
     let metrics = |source, place: &dyn std::fmt::Display| KeptError::Metrics {
         place: place.to_string(),
         source,
@@ -233,8 +240,6 @@ pub async fn keep(
     store::remove(&own)?;
     let listener = UnixListener::bind(&own).map_err(|error| metrics(error, &own.display()))?;
     tokio::spawn(metrics::serve(listener, proxy.figures()));
-    let mut given = Given::default();
-    let door = given.prepare(state.service.metrics, taken.as_mut()).await?;
     given.take(door, &proxy);
     let offered = Offered::default();
     given.offer(&proxy, &offered).map_err(KeptError::Takeover)?;
@@ -290,7 +295,8 @@ async fn change(
 ) -> Result<State, KeptError> {
     let (state, text) = read(file)?;
     let door = given.prepare(state.service.metrics, None).await?;
-    block_in_place(|| proxy.change(&state.listen(), state.service()))?;
+    let (listen, tls) = (state.listen(), state.tls_listen());
+    block_in_place(|| proxy.change(&listen, tls.as_ref(), state.clients_max()))?;
     given.take(door, proxy);
     store::replace(served, text.as_bytes())?;
     tracing::info!("serving as {} says now", file.display());
@@ -332,7 +338,7 @@ impl Given {
         let Some(address) = wanted else { return Ok(Some(None)) };
         let place = || address.to_string();
         let failed = |source| KeptError::Metrics { place: place(), source };
-        let listener = metrics::listener(address, taken).await.map_err(failed)?;
+        let listener = takeover::listener(&Address::Tcp(address), taken).await.map_err(failed)?;
         let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
         Ok(Some(Some((address, socket, listener))))
     }

@@ -5,8 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
     io,
-    net::SocketAddr,
-    sync::{Arc, PoisonError, Weak, mpsc},
+    sync::{Arc, PoisonError, RwLock, Weak, mpsc},
     time::{Duration, Instant},
 };
 
@@ -23,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{hot, slow, takeover, users::Quotas};
+use super::{hot, slow, users::Quotas};
 
 /// How long a loop may take to say what it is at.
 const REPORT: Duration = Duration::from_secs(1);
@@ -36,26 +35,28 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 /// The histogram's buckets whose ends are shown, every second one: from 16 µs to 17 s.
 const SHOWN: std::ops::Range<usize> = 11..92;
 
+/// Pools that have names, with their numbers. They may change.
+pub(crate) type PoolNames = Arc<RwLock<Vec<(usize, String)>>>;
+
 /// Where to ask for figures.
 #[derive(Clone)]
 pub struct Source {
-    loops: Weak<Vec<Running>>,
-    slow_log: Option<Arc<SlowLog>>,
-    quotas: Quotas,
+    pub(crate) loops: Weak<Vec<Running>>,
+    pub(crate) slow_log: Option<Arc<SlowLog>>,
+    pub(crate) quotas: Quotas,
+    /// None: there is but one, the cluster.
+    pub(crate) pools: Option<PoolNames>,
 }
 
 impl Source {
-    pub(super) fn new(
-        loops: Weak<Vec<Running>>,
-        slow_log: Option<Arc<SlowLog>>,
-        quotas: Quotas,
-    ) -> Self {
-        Self { loops, slow_log, quotas }
-    }
-
     /// All figures as text. Blocks until each loop has answered, a second at most.
     pub fn text(&self) -> String {
-        let mut text = render(&self.ask());
+        let pools = self.pools.as_ref().map(|pools| {
+            let pools = pools.read().unwrap_or_else(PoisonError::into_inner);
+            pools.iter().map(|(number, name)| (*number, pool_label(name))).collect()
+        });
+        let pools = pools.unwrap_or_else(|| vec![(0, String::new())]);
+        let mut text = render(&self.ask(), &pools);
         users(&mut text, &self.quotas.read().unwrap_or_else(PoisonError::into_inner));
         text
     }
@@ -75,18 +76,6 @@ impl Source {
         let until = Instant::now() + REPORT;
         let left = || until.saturating_duration_since(Instant::now());
         std::iter::from_fn(|| answers.recv_timeout(left()).ok()).collect()
-    }
-}
-
-/// Where figures are given away: with the socket of the proxy before, where it had one.
-pub async fn listener(
-    address: SocketAddr,
-    taken: Option<&mut takeover::Taken>,
-) -> io::Result<TcpListener> {
-    let inherited = taken.and_then(|taken| taken.sockets(&Address::Tcp(address)).pop());
-    match inherited {
-        Some(socket) => TcpListener::from_std(socket.into()),
-        None => TcpListener::bind(address).await,
     }
 }
 
@@ -266,21 +255,24 @@ struct Total {
     latency_micros: u64,
 }
 
-fn render(loops: &[Figures]) -> String {
+/// Of these pools, by their labels.
+fn render(loops: &[Figures], pools: &[(usize, String)]) -> String {
     let mut out = String::new();
     family(&mut out, &("threads", "gauge", "Event loops."), [("", loops.len())]);
     let buffers: usize = loops.iter().map(|figures| figures.buffer_bytes).sum();
     family(&mut out, &("buffer_bytes", "gauge", "Memory that buffers hold."), [("", buffers)]);
     let most = loops.first().map_or(0, |figures| figures.memory_max);
     family(&mut out, &("memory_max_bytes", "gauge", "What buffers may hold."), [("", most)]);
-    let pools = || loops.iter().flat_map(|figures| &figures.pools);
+    let all = |number: usize| loops.iter().filter_map(move |figures| figures.pools.get(number));
     for (about, counter) in &POOL {
-        let sum: u64 = pools().map(|pool| counter(&pool.counters).get()).sum();
-        family(&mut out, about, [("", sum)]);
+        let sum = |number| all(number).map(|pool| counter(&pool.counters).get()).sum::<u64>();
+        family(&mut out, about, pools.iter().map(|(number, label)| (label, sum(*number))));
     }
     let mut servers: BTreeMap<String, Total> = BTreeMap::new();
-    for server in pools().flat_map(|pool| &pool.servers) {
-        let total = servers.entry(label(&server.address)).or_default();
+    let of_all = pools.iter().flat_map(|(number, label)| all(*number).map(move |it| (label, it)));
+    for (pool, server) in of_all.flat_map(|(pool, it)| it.servers.iter().map(move |it| (pool, it)))
+    {
+        let total = servers.entry(server_label(pool, &server.address)).or_default();
         for (sum, (_, counter)) in total.counters.iter_mut().zip(&SERVER) {
             *sum += counter(&server.counters).get();
         }
@@ -342,8 +334,14 @@ fn family<L: Display, V: Display>(
     }
 }
 
-fn label(address: &impl Display) -> String {
-    format!("server=\"{}\"", escaped(&address.to_string()))
+fn pool_label(name: &str) -> String {
+    format!("pool=\"{}\"", escaped(name))
+}
+
+/// Of a server of the pool with that label.
+fn server_label(pool: &str, address: &Address) -> String {
+    let comma = if pool.is_empty() { "" } else { "," };
+    format!("{pool}{comma}server=\"{}\"", escaped(&address.to_string()))
 }
 
 fn escaped(text: &str) -> String {
@@ -381,7 +379,7 @@ mod tests {
 
     #[test]
     fn loops_are_added_up() {
-        let text = render(&figures());
+        let text = render(&figures(), &[(0, String::new())]);
         let check = |line: &str| {
             let full = format!("{PREFIX}{line}");
             assert!(text.lines().any(|each| each == full), "{full}\n{text}");
@@ -403,7 +401,7 @@ mod tests {
 
     #[test]
     fn each_family_is_declared_once_and_bucket_ends_grow() {
-        let text = render(&figures());
+        let text = render(&figures(), &[(0, String::new())]);
         let declared: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
         let mut once = declared.clone();
         once.sort_unstable();
@@ -419,7 +417,9 @@ mod tests {
 
     #[test]
     fn odd_addresses_are_escaped() {
-        let label = label(&Address::Unix("/a\"b\\c".into()));
-        assert_eq!(label, r#"server="/a\"b\\c""#);
+        let address = Address::Unix("/a\"b\\c".into());
+        assert_eq!(server_label("", &address), r#"server="/a\"b\\c""#);
+        let pool = pool_label("a\"b");
+        assert_eq!(server_label(&pool, &address), r#"pool="a\"b",server="/a\"b\\c""#);
     }
 }

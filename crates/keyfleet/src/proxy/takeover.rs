@@ -6,8 +6,9 @@
 
 use std::{
     fs,
+    future::pending,
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read as _, Write as _},
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     net::ToSocketAddrs as _,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -28,9 +29,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use tokio::sync::oneshot;
-
-use super::{Service, Setup};
+use tokio::{net::TcpListener, sync::oneshot};
 
 /// The kernel passes no more at once.
 const SOCKETS_MAX: usize = 253;
@@ -42,7 +41,7 @@ const SERVES: u8 = b'S';
 /// Sockets of the proxy that is to end.
 pub struct Taken {
     former: UnixStream,
-    sockets: Vec<(Address, OwnedFd)>,
+    sockets: Sockets,
 }
 
 /// Asks the proxy that waits at `path` for its sockets; None: there is none.
@@ -77,12 +76,16 @@ pub fn take(path: &Path) -> io::Result<Option<Taken>> {
     if received.bytes == 0 || sockets.len() != usize::from(count[0]) {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    Ok(Some(Taken { former, sockets }))
+    Ok(Some(Taken { former, sockets: Sockets(sockets) }))
 }
 
-impl Taken {
-    /// Those at an address; none: nobody listened there.
-    pub fn sockets(&mut self, address: &Address) -> Vec<OwnedFd> {
+/// Sockets that the proxy before listened with, by where.
+#[derive(Debug, Default)]
+pub struct Sockets(Vec<(Address, OwnedFd)>);
+
+impl Sockets {
+    /// Takes those at an address; none: nobody listened there.
+    pub fn at(&mut self, address: &Address) -> Vec<OwnedFd> {
         let resolved: Vec<Address> = match address {
             Address::Name { host, port } => {
                 let found = (host.as_str(), *port).to_socket_addrs();
@@ -91,19 +94,30 @@ impl Taken {
             address => vec![address.clone()],
         };
         let at = |(place, _): &mut (Address, OwnedFd)| resolved.contains(place);
-        self.sockets.extract_if(.., at).map(|(_, socket)| socket).collect()
+        self.0.extract_if(.., at).map(|(_, socket)| socket).collect()
     }
+}
 
-    /// Lets a proxy listen with them, where it is to listen at their addresses.
-    pub fn hand(&mut self, setup: &Setup, service: &mut Service) {
-        let sealed = service.tls.iter().map(|(address, _)| address);
-        let places = setup.listen.iter().chain(sealed);
-        service.taken = places.map(|place| (place.clone(), self.sockets(place))).collect();
+impl Taken {
+    /// All that were not asked for yet, for a proxy to listen with.
+    pub fn rest(&mut self) -> Sockets {
+        mem::take(&mut self.sockets)
     }
 
     /// Has the old proxy end: all that it listened for is served here.
     pub fn serves(mut self) -> io::Result<()> {
         self.former.write_all(&[SERVES])
+    }
+}
+
+/// Listens there for anything but clients: with the socket of the proxy before, where it had one.
+pub async fn listener(address: &Address, taken: Option<&mut Taken>) -> io::Result<TcpListener> {
+    let inherited = taken.and_then(|taken| taken.sockets.at(address).pop());
+    match (inherited, address) {
+        (Some(socket), _) => TcpListener::from_std(socket.into()),
+        (None, Address::Tcp(address)) => TcpListener::bind(address).await,
+        (None, Address::Name { host, port }) => TcpListener::bind((host.as_str(), *port)).await,
+        (None, Address::Unix(_)) => Err(ErrorKind::Unsupported.into()),
     }
 }
 
@@ -135,6 +149,17 @@ pub fn offer(path: &Path, sockets: Offered) -> io::Result<oneshot::Receiver<()>>
     };
     thread::Builder::new().name("takeover".to_owned()).spawn(wait)?;
     Ok(answer)
+}
+
+/// Once the next proxy serves; never where none is waited for.
+pub async fn taken_over(next: Option<oneshot::Receiver<()>>) {
+    let taken = match next {
+        Some(next) => next.await.is_ok(),
+        None => false,
+    };
+    if !taken {
+        pending::<()>().await;
+    }
 }
 
 /// Passes sockets on and waits until they are served.

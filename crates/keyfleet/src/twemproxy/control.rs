@@ -2,20 +2,27 @@
 
 use std::{
     fs, io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use fleet::spec::{SpecErrors, nutcracker};
+use proxy::route::Address;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
-    task::block_in_place,
+    task::{JoinHandle, block_in_place},
     time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{Options, Reloaded, Service, ServiceError, stats};
+use crate::proxy::{
+    metrics,
+    takeover::{self, Offered, Taken},
+};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -23,13 +30,17 @@ const LOOK: Duration = Duration::from_secs(1);
 const STATS: Duration = Duration::from_secs(5);
 
 /// What to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Setup {
     /// nutcracker.yml.
     pub file: PathBuf,
     pub options: Options,
-    /// Host and port where the figures are given away.
-    pub stats: Option<(String, u16)>,
+    /// Where twemproxy's figures are given away.
+    pub stats: Option<Address>,
+    /// Where figures for Prometheus are given away.
+    pub metrics: Option<Address>,
+    /// Where the proxy waits that this one takes the place of, and this one for the next.
+    pub takeover: Option<PathBuf>,
 }
 
 /// Who ended it.
@@ -39,6 +50,8 @@ pub enum End {
     Interrupt,
     /// SIGTERM.
     Terminate,
+    /// A proxy that took its place.
+    HandedOver,
 }
 
 /// What signals want of the log, as twemproxy has it.
@@ -61,8 +74,10 @@ pub enum ControlError {
     Spec { text: String, errors: SpecErrors },
     #[error(transparent)]
     Service(#[from] ServiceError),
-    #[error("cannot give the figures away on {host}:{port}")]
-    Stats { host: String, port: u16, source: io::Error },
+    #[error("cannot give figures away on {address}")]
+    Figures { address: Address, source: io::Error },
+    #[error("cannot pass sockets on at {}", path.display())]
+    Takeover { path: PathBuf, source: io::Error },
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
     #[error("the proxy failed")]
@@ -79,49 +94,91 @@ pub fn read(path: &Path) -> Result<(String, Vec<nutcracker::Pool>), ControlError
     }
 }
 
-/// Serves until SIGINT or SIGTERM. `started` is told what is served; `log` what signals want of the
-/// log. SIGHUP, and a change of the file, have it read again: if it is wrong, that is logged and
-/// all stays as it is.
+/// Serves until SIGINT or SIGTERM, or until another proxy takes over; what served has to be ended
+/// yet. `started` is told what is served; `log` what signals want of the log. SIGHUP, and a change of
+/// the file, have it read again: if it is wrong, that is logged and all stays as it is.
 pub async fn run(
-    setup: Setup,
+    mut setup: Setup,
     started: impl FnOnce(&Service),
     mut log: impl FnMut(LogWish),
-) -> Result<End, ControlError> {
+) -> Result<(End, Service), ControlError> {
     let mut signals = Signals::new().map_err(ControlError::Signals)?;
     let (text, pools) = read(&setup.file)?;
-    let stats = listen(setup.stats.as_ref()).await?;
+    let takeover = setup.takeover.take();
+    let passing = |source| {
+        let path = takeover.clone().unwrap_or_default();
+        ControlError::Takeover { path, source }
+    };
+    let mut taken = match &takeover {
+        None => None,
+        Some(path) => takeover::take(path).map_err(passing)?,
+    };
+    let stats = listen(setup.stats.as_ref(), taken.as_mut()).await?;
+    let metrics = listen(setup.metrics.as_ref(), taken.as_mut()).await?;
+    if let Some(taken) = &mut taken {
+        setup.options.service.taken = taken.rest();
+    }
     let mut service = Service::start(pools, setup.options)?;
     started(&service);
+    let offered = Offered::default();
+    let doors = [&stats, &metrics].into_iter().flatten();
+    let doors = doors.map(|door| door.as_fd().try_clone_to_owned());
+    let doors: Vec<OwnedFd> = doors.collect::<Result<_, _>>().map_err(passing)?;
+    let offer = |service: &Service| -> io::Result<()> {
+        let mut sockets = service.sockets()?;
+        for door in &doors {
+            sockets.push(door.try_clone()?);
+        }
+        *offered.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
+        Ok(())
+    };
+    let mut next = None;
+    if let Some(path) = &takeover {
+        offer(&service).map_err(passing)?;
+        next = Some(takeover::offer(path, Arc::clone(&offered)).map_err(passing)?);
+        taken.map_or(Ok(()), Taken::serves).map_err(passing)?;
+    }
+    let next = takeover::taken_over(next);
+    tokio::pin!(next);
+    let metrics = metrics.map(|door| tokio::spawn(metrics::serve(door, service.source())));
     let mut watched = Watched { served: text.clone(), seen: text };
     let (since, source) = (SystemTime::now(), host_name());
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
+        let mut again = false;
         tokio::select! {
             _ = signals.interrupt.recv() => break End::Interrupt,
             _ = signals.terminate.recv() => break End::Terminate,
+            () = &mut next => break End::HandedOver,
             _ = signals.hangup.recv() => {
                 log(LogWish::Reopen);
-                reload(&mut service, &setup.file, &mut watched);
+                again = true;
             }
             _ = signals.more.recv() => log(LogWish::More),
             _ = signals.less.recv() => log(LogWish::Less),
             // These two do nothing; without a listener they would end the process.
             _ = signals.user_1.recv() => {}
             _ = signals.user_2.recv() => {}
-            _ = looks.tick() => {
-                if watched.has_changed(fs::read_to_string(&setup.file).ok()) {
-                    reload(&mut service, &setup.file, &mut watched);
-                }
-            }
+            _ = looks.tick() => again = watched.has_changed(fs::read_to_string(&setup.file).ok()),
             stream = accept(stats.as_ref()) => {
                 let figures = block_in_place(|| service.figures());
                 tokio::spawn(give(stream, stats::line_now(&source, since, &figures)));
             }
         }
+        if again {
+            reload(&mut service, &setup.file, &mut watched);
+            offer(&service).map_err(passing)?;
+        }
     };
-    service.stop().map_err(ControlError::Failed)?;
-    Ok(end)
+    match (end, &takeover) {
+        (End::HandedOver, _) => {
+            metrics.inspect(JoinHandle::abort);
+        }
+        (_, Some(path)) => drop(fs::remove_file(path)),
+        (_, None) => {}
+    }
+    Ok((end, service))
 }
 
 fn reload(service: &mut Service, file: &Path, watched: &mut Watched) {
@@ -167,12 +224,13 @@ impl Watched {
     }
 }
 
-async fn listen(stats: Option<&(String, u16)>) -> Result<Option<TcpListener>, ControlError> {
-    let Some((host, port)) = stats else { return Ok(None) };
-    match TcpListener::bind((host.as_str(), *port)).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(source) => Err(ControlError::Stats { host: host.clone(), port: *port, source }),
-    }
+async fn listen(
+    address: Option<&Address>,
+    taken: Option<&mut Taken>,
+) -> Result<Option<TcpListener>, ControlError> {
+    let Some(address) = address else { return Ok(None) };
+    let failed = |source| ControlError::Figures { address: address.clone(), source };
+    Ok(Some(takeover::listener(address, taken).await.map_err(failed)?))
 }
 
 /// The next one who wants the figures; never without a listener.

@@ -9,11 +9,20 @@ use proxy::{
     route::{Address, Ejection, EjectionMode, Ring, Route},
 };
 
+use crate::proxy::users::OwnUser;
+
 /// The wait before a server that refused is tried again, where failing servers aren't ejected.
 const BACKOFF: (Micros, Micros) = (1_000, 50_000);
 
-/// What a loop serves; `seed` is for a random distribution.
-pub(super) fn setup(pool: &Pool, ejected: EjectionMode, seed: u32) -> PoolSetup {
+/// How the proxy logs in to a pool's servers.
+pub(super) fn profile(pool: &Pool) -> Profile {
+    let password = pool.redis_auth.as_ref().map(|password| password.reveal().to_owned());
+    Profile { password, database: pool.redis_db, ..Profile::default() }
+}
+
+/// What a loop serves, to whom besides those that know the pool's password; `seed` is for a random
+/// distribution.
+pub(super) fn setup(pool: &Pool, users: &[OwnUser], ejected: EjectionMode, seed: u32) -> PoolSetup {
     let servers = pool.servers.iter().enumerate();
     let servers: Vec<RingServer<'_>> = servers
         .map(|(id, server)| RingServer { id: id as u32, name: &server.name, weight: server.weight })
@@ -29,17 +38,16 @@ pub(super) fn setup(pool: &Pool, ejected: EjectionMode, seed: u32) -> PoolSetup 
             mode: ejected,
         });
     }
-    let password = pool.redis_auth.as_ref().map(|password| password.reveal().to_owned());
+    let profile = profile(pool);
     PoolSetup {
         route: Route::Ring(ring),
         servers: pool.servers.iter().map(|server| Arc::new(server_address(server))).collect(),
-        profile: Profile {
-            password: password.clone(),
-            database: pool.redis_db,
-            ..Profile::default()
+        client_password: profile.password.clone(),
+        users: Users {
+            own: users.iter().map(|user| user.at(&profile)).collect(),
+            passed_on: false,
         },
-        client_password: password,
-        users: Users::default(),
+        profile,
         timeout: pool.timeout_ms.map(micros),
         server_connections: pool.server_connections as usize,
         backoff_min: backoff.0,

@@ -174,6 +174,11 @@ impl Acceptor {
         Ok(Self { files, config })
     }
 
+    /// What they are made with.
+    pub fn files(&self) -> &TlsFiles {
+        &self.files
+    }
+
     /// Reads the files again; were they changed? On an error all stays as it is.
     pub fn reload(&self) -> Result<bool, TlsError> {
         self.config.reload(&self.files.paths(), &|contents| self.files.config(contents))

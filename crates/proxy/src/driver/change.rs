@@ -24,8 +24,8 @@ pub enum Listening {
         address: Address,
         /// See [`Listener::set_keepalive`].
         keepalive: bool,
-        /// For clients that connect from now on; None: as before.
-        terms: Option<Terms>,
+        /// For clients that connect from now on.
+        terms: Terms,
     },
     New(Listener),
 }
@@ -57,10 +57,7 @@ impl Loop {
                         && let Some(place) = former.get_mut(index)
                         && let Some(to) = self.listeners.get_mut(index)
                     {
-                        *to = place.take().map(|(_, listener)| match terms {
-                            None => (pool, listener),
-                            Some(terms) => (pool, listener.with_terms(terms)),
-                        });
+                        *to = place.take().map(|(_, kept)| (pool, kept.with_terms(terms)));
                         let kept = to.as_ref().map(|(_, kept)| kept.set_keepalive(keepalive));
                         if let Some(Err(error)) = kept {
                             tracing::warn!(%error, "cannot change keepalive");

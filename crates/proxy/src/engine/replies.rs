@@ -248,9 +248,11 @@ impl Engine {
             if is_wanted && !is_error {
                 server.faults = 0;
             }
-            server.counters.responses.add(1);
-            server.counters.response_bytes.add(reply.len() as u64);
-            server.counters.latency.record(self.core.now.saturating_sub(pending.at));
+            if pending.kind != Kind::Prologue {
+                server.counters.responses.add(1);
+                server.counters.response_bytes.add(reply.len() as u64);
+                server.counters.latency.record(self.core.now.saturating_sub(pending.at));
+            }
         }
         let slow = self.core.now.saturating_sub(pending.at) >= self.core.slow_after;
         if is_wanted && self.core.limits.near.is_some() {

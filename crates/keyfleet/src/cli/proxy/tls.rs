@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use proxy::{
+use ::proxy::{
     driver::{
         Acceptor, CertificateFiles, ClientAuthority, Connector, ServerTlsFiles, TlsError, TlsFiles,
     },
@@ -18,9 +18,10 @@ use super::address;
 use crate::{
     errors::Failure,
     proxy::{
-        certificates,
+        self, certificates,
         users::{Admission, UsersFile},
     },
+    twemproxy,
 };
 
 /// How often certificates are looked at.
@@ -29,10 +30,11 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_field_names, reason = "named as the flags are")]
 pub struct ClientArgs {
-    /// Where clients connect with TLS; SIGHUP, or changing them, has the certificates read again
+    /// Where clients connect with TLS, several separated by commas; with pools: whose they are,
+    /// POOL=ADDRESS. SIGHUP, or changing them, has the certificates read again
     #[arg(long, value_name = "ADDRESS", requires_all = ["tls_cert", "tls_key"],
-        conflicts_with = "twemproxy")]
-    pub tls_listen: Option<String>,
+        value_delimiter = ',', value_parser = place)]
+    pub tls_listen: Vec<(Option<String>, Address)>,
     /// The proxy's certificate (PEM), those that lead to a root after it; several, each with a key,
     /// are chosen from by the name that a client asks for
     #[arg(long, value_name = "FILE", requires = "tls_listen")]
@@ -50,8 +52,26 @@ pub struct ClientArgs {
 
 impl ClientArgs {
     /// Where to listen, and with which certificates.
-    pub fn read(&self) -> Result<Option<(Address, TlsFiles)>, Failure> {
-        let Some(listen) = &self.tls_listen else { return Ok(None) };
+    pub fn read(&self) -> Result<Option<proxy::TlsListen>, Failure> {
+        let Some(files) = self.files()? else { return Ok(None) };
+        if let Some(pool) = self.tls_listen.iter().find_map(|(pool, _)| pool.as_ref()) {
+            return Err(Failure::user(format!("a cluster has no pool {pool}"))
+                .hint("give it an address: --tls-listen 0.0.0.0:6380"));
+        }
+        let addresses = self.tls_listen.iter().map(|(_, address)| address.clone());
+        Ok(Some((addresses.collect(), files)))
+    }
+
+    /// Likewise, and for whose clients.
+    pub fn of_pools(&self) -> Result<Option<twemproxy::TlsListen>, Failure> {
+        let places = self.tls_listen.clone();
+        Ok(self.files()?.map(|files| twemproxy::TlsListen { places, files }))
+    }
+
+    fn files(&self) -> Result<Option<TlsFiles>, Failure> {
+        if self.tls_listen.is_empty() {
+            return Ok(None);
+        }
         if self.tls_cert.len() != self.tls_key.len() {
             let (certificates, keys) = (self.tls_cert.len(), self.tls_key.len());
             return Err(Failure::user(format!("{certificates} certificates and {keys} keys"))
@@ -67,7 +87,15 @@ impl ClientArgs {
         };
         let own = self.tls_cert.iter().zip(&self.tls_key).map(pair).collect();
         let clients = self.tls_client_ca.as_ref().map(authority);
-        Ok(Some((address(listen)?, TlsFiles { own, clients })))
+        Ok(Some(TlsFiles { own, clients }))
+    }
+}
+
+/// `ADDRESS` or `POOL=ADDRESS`.
+fn place(text: &str) -> Result<(Option<String>, Address), &'static str> {
+    match text.split_once('=') {
+        None => Ok((None, address(text)?)),
+        Some((pool, text)) => Ok((Some(pool.to_owned()), address(text)?)),
     }
 }
 

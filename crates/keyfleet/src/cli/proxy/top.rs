@@ -130,8 +130,15 @@ impl Figures {
                 let rest = labels.split_once(&format!("{name}=\""))?.1;
                 Some(rest.split_once('"')?.0)
             };
-            let Some(server) = label("server") else { continue };
-            let server = figures.servers.entry(server.to_owned()).or_default();
+            let pool = label("pool");
+            let Some(server) = label("server") else {
+                if pool.is_some() {
+                    *figures.all.entry(name.to_owned()).or_default() += value;
+                }
+                continue;
+            };
+            let server = pool.iter().chain([&server]).copied().collect::<Vec<_>>().join(" ");
+            let server = figures.servers.entry(server).or_default();
             match label("le").map(str::parse) {
                 Some(Ok(end)) => server.latency.push((end, value)),
                 _ => drop(server.figures.insert(name.to_owned(), value)),
@@ -379,6 +386,20 @@ mod tests {
         let row = drawn.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
         let cells = ["1,500", "0.50", "ms", "0.99", "ms", "0", "0", "B", "2", "0"];
         assert_eq!(row, [&["10.0.0.1:7000"][..], &cells].concat());
+    }
+
+    #[test]
+    fn pools_are_added_up() {
+        let lines = ["a", "b"].map(|pool| {
+            let labels = format!("pool=\"{pool}\",server=\"10.0.0.1:7000\"");
+            format!(
+                "{PREFIX}clients{{pool=\"{pool}\"}} 2\n{PREFIX}server_requests_total{{{labels}}} 7\n"
+            )
+        });
+        let figures = Figures::read(&lines.concat());
+        assert_eq!(figures.all.get("clients").map(f64::to_string).as_deref(), Some("4"));
+        let servers: Vec<&str> = figures.servers.keys().map(String::as_str).collect();
+        assert_eq!(servers, ["a 10.0.0.1:7000", "b 10.0.0.1:7000"]);
     }
 
     #[test]
