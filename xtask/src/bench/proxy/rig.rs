@@ -156,10 +156,15 @@ impl Rig {
 
     /// keyfleet in front of the ring.
     pub fn keyfleet(&mut self, threads: u8) -> Result<Proxy> {
+        self.keyfleet_with(&["--threads", &threads.to_string()])
+    }
+
+    /// keyfleet in front of the ring, with these arguments.
+    pub fn keyfleet_with(&mut self, arguments: &[&str]) -> Result<Proxy> {
         let port = self.port()?;
         let file = self.ring(port)?;
         let mut command = program();
-        command.args(["--threads", &threads.to_string(), "--twemproxy"]).arg(&file);
+        command.args(arguments).arg("--twemproxy").arg(&file);
         Ok(Proxy { name: "keyfleet", process: self.process(&mut command, port)?, port })
     }
 

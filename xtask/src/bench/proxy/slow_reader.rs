@@ -10,8 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use fleet::model::ProxyStart;
 use protocol::resp::encode_command;
-use proxy::engine::Limits;
 
 use super::rig::{Proxy, Rig, loopback};
 use crate::bench::{Goal, Outcome};
@@ -19,6 +19,8 @@ use crate::bench::{Goal, Outcome};
 /// A key, its value's length, and how often it is asked for.
 const UNREAD: [(&str, usize, usize); 2] =
     [("unread:one", 300_000_000, 1), ("unread:many", 1_000_000, 300)];
+/// What keyfleet's buffers may hold: the least that may be asked for.
+const MEMORY_MAX: u64 = ProxyStart::MEMORY_MIN;
 /// How long it doesn't read: less than a proxy may take offence at.
 const PAUSE: Duration = Duration::from_secs(2);
 const TIME_MAX: Duration = Duration::from_secs(60);
@@ -38,11 +40,11 @@ pub fn measure(rig: &mut Rig, outcome: &mut Outcome) -> Result<()> {
             ask(&mut stream, &["SETRANGE", key, &(length - 1).to_string(), "x"])?;
         }
     }
-    let limit = Limits::default().waiting_bytes_hard as f64;
     for (key, length, times) in UNREAD {
         let what = format!("{times} x {} MB unread", length / 1_000_000);
         // Fresh ones each time: a peak isn't of an earlier one's making.
-        for (who, proxy) in [("", rig.keyfleet(1)?), (" nutcracker", rig.nutcracker()?)] {
+        let limited = rig.keyfleet_with(&["--memory-max", &format!("{}MiB", MEMORY_MAX >> 20)])?;
+        for (who, proxy) in [("", limited), (" nutcracker", rig.nutcracker()?)] {
             let seen = unread(&proxy, key, length, times)?;
             println!(
                 "{what:<20} {:<10} holds {:.1} MB; another client waits at most {:.1} ms",
@@ -54,7 +56,7 @@ pub fn measure(rig: &mut Rig, outcome: &mut Outcome) -> Result<()> {
             outcome.figure(format!("{what} other client ms{who}"), seen.other_ms);
             if who.is_empty() {
                 let goal = format!("{what}, MB held");
-                outcome.goal(Goal::at_most(goal, limit / 1e6, seen.held_bytes / 1e6));
+                outcome.goal(Goal::at_most(goal, MEMORY_MAX as f64 / 1e6, seen.held_bytes / 1e6));
             }
         }
     }
