@@ -50,6 +50,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Of every command")]
 struct Global {
     /// The fleet's file [default: fleet.yaml, or 3 shards × 1 replica where there is none]
     #[arg(long, global = true, value_name = "PATH")]
@@ -85,7 +86,7 @@ enum Command {
     Handover(handover::Args),
     /// Let nothing be changed for a while; what dies is healed
     Freeze(freeze::Args),
-    /// Let plain clients use a cluster: serve them at one address
+    /// Let plain clients use a cluster, or a ring of servers: serve them at one address
     Proxy(Box<proxy::Args>),
     /// Load RDB and append-only files into a running cluster or server
     Import(Box<import::Args>),

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     context::{Context, problem},
-    proxy::{address, ended, tls::Files},
+    proxy::{FIGURES, SERVERS, address, ended, tls::Files},
     signals,
 };
 use crate::{
@@ -26,13 +26,13 @@ use crate::{
 pub struct Args {
     /// Serve the pools of a twemproxy's configuration file instead; SIGHUP, or changing it, has it
     /// read again
-    #[arg(long, value_name = "NUTCRACKER.YML", conflicts_with = "listen")]
+    #[arg(help_heading = SERVERS, long, value_name = "NUTCRACKER.YML", conflicts_with = "listen")]
     pub twemproxy: Option<PathBuf>,
     /// Where twemproxy's stats are given away
-    #[arg(long, value_name = "HOST:PORT", requires = "twemproxy", value_parser = address)]
+    #[arg(help_heading = FIGURES, long, value_name = "HOST:PORT", requires = "twemproxy", value_parser = address)]
     stats: Option<Address>,
     /// Who serves the keys of a server that is ejected
-    #[arg(long, value_name = "HOW", default_value = "rering", requires = "twemproxy")]
+    #[arg(help_heading = SERVERS, long, value_name = "HOW", default_value = "rering", requires = "twemproxy")]
     ejected: Ejected,
 }
 

@@ -37,13 +37,19 @@ use crate::{
 
 const THREADS_MAX: i64 = 64;
 
+// Parts of its help.
+pub(super) const SERVERS: &str = "Servers";
+pub(super) const CLIENTS: &str = "Clients";
+pub(super) const FIGURES: &str = "Figures";
+const RESTARTS: &str = "Restarts";
+
 #[derive(Debug, clap::Args)]
 #[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     /// Nodes of the cluster to serve; the others are learned from them
-    #[arg(
+    #[arg(help_heading = SERVERS,
         long,
         value_name = "HOST:PORT",
         value_delimiter = ',',
@@ -56,38 +62,38 @@ pub struct Args {
     #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["connect", "listen"])]
     state: Option<PathBuf>,
     /// Where clients connect: an address and a port, or a path; several, separated by commas
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379", value_delimiter = ',',
+    #[arg(help_heading = CLIENTS, long, value_name = "ADDRESS", default_value = "127.0.0.1:6379", value_delimiter = ',',
         value_parser = address)]
     listen: Vec<Address>,
     /// Threads, each with connections of its own to the servers
-    #[arg(long, value_name = "N", default_value_t = 1,
+    #[arg(help_heading = CLIENTS, long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u8).range(1..=THREADS_MAX))]
     threads: u8,
     #[command(flatten)]
     pools: pools::Args,
     /// Give figures away for Prometheus: http://ADDRESS/metrics
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(help_heading = FIGURES, long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Clients at once; who comes beyond that is refused
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = CLIENTS, long, value_name = "N")]
     clients_max: Option<usize>,
     /// Clients come through a load balancer that says whose a connection is (PROXY protocol 1 or 2);
     /// who doesn't say it is refused
-    #[arg(long)]
+    #[arg(help_heading = CLIENTS, long)]
     proxy_protocol: bool,
     /// Users beside those that the cluster knows, with their limits (YAML); SIGHUP, or changing it, has it
     /// read again
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = CLIENTS, long, value_name = "FILE")]
     users: Option<PathBuf>,
     /// What all clients together may ask a second; who asks more is read later
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = CLIENTS, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requests_per_second: Option<u64>,
     /// Bytes a second, of requests and replies of all clients together
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = CLIENTS, long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     bytes_per_second: Option<u64>,
     /// So much memory, such as 512MiB, is for buffers, of all clients and servers together: where they hold
     /// more, the clients that hold most are closed
-    #[arg(long, value_name = "SIZE", default_value = "1GiB",
+    #[arg(help_heading = CLIENTS, long, value_name = "SIZE", default_value = "1GiB",
         value_parser = |text: &str| near::size(text, ProxyStart::MEMORY_MIN))]
     memory_max: u64,
     #[command(flatten)]
@@ -96,21 +102,21 @@ pub struct Args {
     near: near::NearArgs,
     /// Look at one request in N for the keys that are asked for most, and large ones:
     /// http://METRICS/hot and `proxy top`
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = FIGURES, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     hot_keys: Option<u32>,
     /// Note requests that take so long, in µs: SLOWLOG, and http://METRICS/slowlog; -1: none
-    #[arg(long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
+    #[arg(help_heading = FIGURES, long, value_name = "MICROS", default_value_t = 10_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i64).range(-1..))]
     slowlog_slower_than: i64,
     /// So many of them, the last ones
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(help_heading = FIGURES, long, value_name = "N", default_value_t = 128)]
     slowlog_max_len: usize,
     /// Take the listening sockets over from the proxy that was started with the same path, which
     /// serves its own clients for the seconds of --drain and then ends; and wait there for the next
-    #[arg(long, value_name = "PATH")]
+    #[arg(help_heading = RESTARTS, long, value_name = "PATH")]
     takeover: Option<PathBuf>,
     /// Seconds that it takes at most to answer what is under way when it is asked to end
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(help_heading = RESTARTS, long, value_name = "SECONDS", default_value_t = 10)]
     drain: u32,
     #[command(flatten)]
     tls: tls::ClientArgs,

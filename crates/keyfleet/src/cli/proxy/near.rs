@@ -4,6 +4,7 @@ use fleet::{model, spec};
 use proxy::engine::{Micros, NearCache};
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Reads, of a cluster")]
 pub(super) struct NearArgs {
     /// So much memory, such as 64MiB, for the keys that are read most: their GETs are answered from there,
     /// and the servers say when one of them changes

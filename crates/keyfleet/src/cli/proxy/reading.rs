@@ -8,6 +8,7 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Reads, of a cluster")]
 pub(super) struct ReadingArgs {
     /// Where reads go that are not in a transaction. A client may then not see at once what it wrote
     #[arg(long, value_name = "WHERE", value_enum, default_value_t, conflicts_with = "twemproxy")]

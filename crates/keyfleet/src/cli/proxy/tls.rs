@@ -28,6 +28,7 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Clients with TLS")]
 #[expect(clippy::struct_field_names, reason = "named as the flags are")]
 pub struct ClientArgs {
     /// Where clients connect with TLS, several separated by commas; with pools: whose they are,
@@ -100,6 +101,7 @@ fn place(text: &str) -> Result<(Option<String>, Address), &'static str> {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Servers with TLS")]
 pub struct ServerArgs {
     /// Speak TLS with servers; who vouches for them (PEM). Read again as the proxy's own are
     #[arg(long, value_name = "FILE")]
