@@ -1,6 +1,7 @@
 //! `keyfleet proxy` in front of servers, in this process or as the program.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, ExitStatus, Stdio},
@@ -24,6 +25,14 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "never: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The most memory that a process ever had, in bytes. Source: proc(5).
+pub fn peak_bytes(pid: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).expect("its peak");
+    kib.parse::<usize>().expect("a number") * 1024
 }
 
 /// A running proxy; dropping it ends it.

@@ -1,7 +1,6 @@
 //! A client that doesn't read what it asked for, and those who share the proxy with it.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     thread,
@@ -13,18 +12,12 @@ use tests::{
     cluster::{RawCluster, Shape},
     differential::Wire,
     engines::engine,
-    proxy::{Program, TIME_MAX, wait_until},
+    proxy::{Program, TIME_MAX, peak_bytes, wait_until},
 };
 
 const LARGE_BYTES: usize = 300_000_000;
 /// What the proxy may take in addition: a client's limit is 4 MiB.
 const HELD_BYTES_MAX: usize = 24 << 20;
-
-fn peak_bytes(pid: u32) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
-}
 
 /// Others ask for keys beside a large one of whose reply nobody reads more than is there.
 fn others_go_on(program: &Program, large: &mut TcpStream, writes: bool) {
