@@ -1,6 +1,6 @@
 //! The table of nodes: CLUSTER NODES and the nodes.conf file.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use crate::{NodeId, Slot, SlotSet};
 
@@ -168,6 +168,65 @@ impl FromStr for NodesConf {
             current_epoch: value("currentEpoch").ok_or(NodesError::NoVars)?,
             last_vote_epoch: value("lastVoteEpoch").ok_or(NodesError::NoVars)?,
         })
+    }
+}
+
+impl fmt::Display for NodesConf {
+    /// The whole file, as every engine reads it: without what only later versions say of a node.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for row in &self.nodes.rows {
+            write!(f, "{row}")?;
+            for open in self.nodes.open.iter().filter(|_| row.flags.myself) {
+                let arrow = match open.direction {
+                    OpenDirection::Migrating => '>',
+                    OpenDirection::Importing => '<',
+                };
+                write!(f, " [{}-{arrow}-{}]", open.slot, open.peer)?;
+            }
+            f.write_str("\n")?;
+        }
+        let (current, vote) = (self.current_epoch, self.last_vote_epoch);
+        writeln!(f, "vars currentEpoch {current} lastVoteEpoch {vote}")
+    }
+}
+
+impl fmt::Display for NodeRow {
+    /// The line without its open slots.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, ip, port, bus_port, flags, ping_sent_ms, pong_received_ms, .. } = self;
+        write!(f, "{id} {ip}:{port}@{bus_port}")?;
+        if let Some(hostname) = &self.hostname {
+            write!(f, ",{hostname}")?;
+        }
+        write!(f, " {flags} ")?;
+        match self.primary {
+            Some(primary) => write!(f, "{primary}")?,
+            None => f.write_str("-")?,
+        }
+        let link = if self.link_up { "connected" } else { "disconnected" };
+        write!(f, " {ping_sent_ms} {pong_received_ms} {} {link}", self.config_epoch)?;
+        for (first, last) in self.slots.ranges() {
+            write!(f, " {first}-{last}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            (self.myself, "myself"),
+            (self.primary, "master"),
+            (self.replica, "slave"),
+            (self.pfail, "fail?"),
+            (self.fail, "fail"),
+            (self.handshake, "handshake"),
+            (self.noaddr, "noaddr"),
+            (self.nofailover, "nofailover"),
+        ];
+        let set: Vec<&str> =
+            all.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
+        f.write_str(&if set.is_empty() { "noflags".to_owned() } else { set.join(",") })
     }
 }
 
@@ -380,6 +439,20 @@ mod tests {
         for open in ["[", "[]", "[1->-$B", "[1-$B]", "[1->-x]", "[16384->-$B]", "[1-=-$B]"] {
             check(&format!("$A :0@0 myself - 0 0 0 connected {open}"), "open slot");
         }
+    }
+
+    #[test]
+    fn files_are_written_as_they_are_read() {
+        let check = |text: &str| {
+            let text = text.replace("$A", A).replace("$B", B);
+            assert_eq!(text.parse::<NodesConf>().unwrap().to_string(), text);
+        };
+        check(
+            "$B 127.0.0.1:7000@17000,a.example slave,fail?,nofailover $A 1 2 3 disconnected\n\
+             $A ::1:7001@17001 myself,master - 0 0 4 connected 0-5 7-7 [5->-$B] [93-<-$B]\n\
+             vars currentEpoch 6 lastVoteEpoch 5\n",
+        );
+        check("$A :0@0 myself - 0 0 0 connected\nvars currentEpoch 0 lastVoteEpoch 0\n");
     }
 
     #[test]
