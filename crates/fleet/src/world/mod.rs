@@ -260,6 +260,16 @@ pub fn preview(
     waves_max: usize,
     plan: impl Fn(&Fleet, &Observed) -> Wave,
 ) -> Vec<Wave> {
+    foresee(fleet, observed, waves_max, plan).0
+}
+
+/// What [`preview`] gives, and what will be seen at the end of that path.
+pub fn foresee(
+    fleet: &Fleet,
+    observed: &Observed,
+    waves_max: usize,
+    plan: impl Fn(&Fleet, &Observed) -> Wave,
+) -> (Vec<Wave>, Observed) {
     let mut world = World::from_observed(observed, fleet);
     let mut seen = observed.clone();
     let mut waves = Vec::new();
@@ -283,7 +293,7 @@ pub fn preview(
         }
         seen = world.observe(&Vantage::default());
     }
-    waves
+    (waves, seen)
 }
 
 #[cfg(test)]
