@@ -19,6 +19,7 @@ mod compare;
 pub mod filter;
 pub mod report;
 mod restore;
+mod sieve;
 pub mod source;
 pub mod state;
 

@@ -15,19 +15,17 @@ use tokio::runtime::Handle;
 use super::{
     Existing, ImportError, Job, Watch,
     big::{Build, Built},
-    filter::{Asked, Bound},
+    filter::Bound,
     locked, open,
     report::{Tally, Troubles, Way},
     restore::{Payload, write_restore},
+    sieve::{Sieve, name_lost},
     source::{Next, Position, Visitor},
     state::Saved,
 };
-use crate::{
-    mover::{
-        load::{BusyKeys, Direct, Feeder, Loader, Progress, Target},
-        replay::LATER_MS,
-    },
-    observe::now_ms,
+use crate::mover::{
+    load::{BusyKeys, Direct, Feeder, Loader, Progress, Target},
+    replay::LATER_MS,
 };
 
 /// Values above it are sent in pieces, each of about so much at most.
@@ -36,14 +34,8 @@ const WHOLE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of input between two positions that may be saved.
 const POSITION_BYTES: u64 = 1 << 20;
 
-/// Keys for which the clock is looked at once. Those whose time is over since, the target drops.
-const KEYS_AT_A_TIME: u64 = 256;
-
 /// How often a large value is begun anew, because servers changed while it was sent.
 const ATTEMPTS_MAX: u32 = 20;
-
-/// Why keys of other databases stay behind.
-pub(super) const NO_DB: &str = "a cluster has only database 0: --db-map puts others into it";
 
 /// See the module.
 pub(super) struct Carrier<'a> {
@@ -68,7 +60,7 @@ pub(super) struct Carrier<'a> {
     attempts: (u64, u32),
     /// The input's offset at the last position that was noted.
     noted: u64,
-    now_ms: u64,
+    sieve: Sieve<'a>,
     pub outcome: Outcome,
     /// Commands were sent that must not be done twice.
     pub sent_commands: bool,
@@ -112,7 +104,7 @@ impl<'a> Carrier<'a> {
             build: None,
             attempts: (0, 0),
             noted: 0,
-            now_ms: now_ms(),
+            sieve: Sieve::new(&job.filter, is_cluster(job), watch),
             outcome: Outcome { busy: from.existing, refused: from.refused, ..Outcome::default() },
             sent_commands: false,
         })
@@ -156,7 +148,7 @@ impl<'a> Carrier<'a> {
     }
 
     pub fn is_cluster(&self) -> bool {
-        matches!(self.job.target, Target::Cluster(_))
+        is_cluster(self.job)
     }
 
     /// Notes that everything before can be counted as done once it is answered.
@@ -187,25 +179,7 @@ impl<'a> Carrier<'a> {
 
     /// Is the key to be sent? Counts it where it isn't.
     fn wanted(&mut self, key: &Key<'_>, bytes: u64) -> bool {
-        if self.watch.keys.fetch_add(1, Relaxed).is_multiple_of(KEYS_AT_A_TIME) {
-            self.now_ms = now_ms();
-        }
-        let left_ms = key.expire_at_ms.map(|at| at.saturating_sub(self.now_ms));
-        let data_type = key.encoding.data_type();
-        let asked = Asked { db: key.db, name: &key.name, data_type, left_ms, bytes };
-        if !self.job.filter.takes(&asked) {
-            self.tally.filtered += 1;
-            return false;
-        }
-        if left_ms == Some(0) {
-            self.tally.expired += 1;
-            return false;
-        }
-        if self.is_cluster() && self.job.filter.mapped(key.db) != 0 {
-            self.tally.troubles.add(&key.name, format!("is in database {}; {NO_DB}", key.db));
-            return false;
-        }
-        true
+        self.sieve.takes(key, bytes, &mut self.tally)
     }
 
     fn entry(&mut self, at: Position, entry: &Entry<'_>) -> Result<Next, ImportError> {
@@ -217,7 +191,7 @@ impl<'a> Carrier<'a> {
         self.switch(at, self.job.filter.mapped(key.db))?;
         match transcode(key.encoding, raw, &self.engine) {
             Ok(Carried::Payload { encoding, raw: value, format, lost }) => {
-                self.name_lost(key, lost);
+                name_lost(key, lost, &mut self.tally.troubles);
                 let payload = Payload { encoding, raw: &value, format };
                 let slot = key_slot(&key.name);
                 self.restore(at, slot, key, &payload)?;
@@ -244,19 +218,6 @@ impl<'a> Carrier<'a> {
         self.last.0.clear();
         self.last.0.extend_from_slice(&key.name);
         self.last.1 = key.encoding.data_type();
-    }
-
-    fn name_lost(&mut self, key: &Key<'_>, lost: Lost) {
-        let mut add = |why| self.tally.troubles.add(&key.name, why);
-        if lost.field_ttls {
-            add("was carried, but the target has no fields that end: they stay");
-        }
-        if lost.unowned {
-            add("was carried without the entries that consumers gave back");
-        }
-        if lost.idempotence {
-            add("was carried without the ids of its producers");
-        }
     }
 
     fn restore(
@@ -323,7 +284,8 @@ impl<'a> Carrier<'a> {
         )?;
         match built {
             Built::Done => {
-                self.name_lost(&key, Lost { field_ttls, ..Lost::default() });
+                let lost = Lost { field_ttls, ..Lost::default() };
+                name_lost(&key, lost, &mut self.tally.troubles);
                 self.sent(&key, slot, bytes, way(&key));
             }
             Built::Existed => {
@@ -436,6 +398,10 @@ impl<'a> Carrier<'a> {
         }
         Ok(())
     }
+}
+
+fn is_cluster(job: &Job) -> bool {
+    matches!(job.target, Target::Cluster(_))
 }
 
 /// Is a value that comes in pieces one that no commands make?

@@ -6,7 +6,7 @@
 
 use protocol::resp::encode_command;
 
-use super::{ImportError, carry::Carrier, carry::NO_DB, source::Position, state::Saved};
+use super::{ImportError, carry::Carrier, sieve::NO_DB, source::Position, state::Saved};
 use crate::mover::kind::{Kind, kind};
 
 impl Carrier<'_> {
