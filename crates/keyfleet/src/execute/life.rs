@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use fleet::model::{HostId, NodeName, Ports};
+use fleet::model::{ClusterName, HostId, NodeName, Ports};
 use protocol::cluster_text::Info;
 use rustix::process::Signal;
 
@@ -37,21 +37,13 @@ pub(super) async fn create(
     host: &HostId,
     ports: Ports,
 ) -> Result<(), StepError> {
-    let unknown = || StepError::Unknown { what: format!("host {host}") };
-    let address = context.fleet.hosts.get(host).ok_or_else(unknown)?.address;
-    let binary = context.engine(&node.cluster)?;
-    let program = Program::from(binary);
-    let place = Place { host: host.clone(), address, ports, program };
-    let cluster = context.cluster(&node.cluster)?;
-    let own = context.store.secret(&node.cluster, OWN_USER)?;
-    let conf = node_conf(&place, cluster, &binary.engine, &own)?;
-    let users = users_acl(&context.fleet, cluster, &context.store)?;
+    let files = Files::new(context, &node.cluster, host, ports)?;
     let launched = {
         let _claim = Claim::new(context, node)?;
         if find(context, node)?.is_some() {
             return Err(StepError::Stale(format!("{node} runs already")));
         }
-        make_directory(context, node, &conf, &users)?;
+        make_directory(context, node, &files)?;
         launch(context, node)?
     };
     settle(context, launched).await
@@ -83,19 +75,46 @@ impl Drop for Claim {
     }
 }
 
+/// What a new node's directory holds before its server runs.
+pub(super) struct Files {
+    pub place: Place,
+    conf: String,
+    users: String,
+}
+
+impl Files {
+    pub fn new(
+        context: &Context,
+        name: &ClusterName,
+        host: &HostId,
+        ports: Ports,
+    ) -> Result<Self, StepError> {
+        let unknown = || StepError::Unknown { what: format!("host {host}") };
+        let address = context.fleet.hosts.get(host).ok_or_else(unknown)?.address;
+        let binary = context.engine(name)?;
+        let program = Program::from(binary);
+        let place = Place { host: host.clone(), address, ports, program };
+        let cluster = context.cluster(name)?;
+        let own = context.store.secret(name, OWN_USER)?;
+        let conf = node_conf(&place, cluster, &binary.engine, &own)?;
+        let users = users_acl(&context.fleet, cluster, &context.store)?;
+        Ok(Self { place, conf, users })
+    }
+
+    /// Makes the directory and what is in it.
+    pub fn write(&self, directory: &Path) -> Result<(), StoreError> {
+        store::make_directory(directory)?;
+        store::replace(&directory.join(NODE_CONF), self.conf.as_bytes())?;
+        store::replace(&directory.join(USERS_ACL), self.users.as_bytes())
+    }
+}
+
 /// A complete directory, or none: it is filled under another name.
-fn make_directory(
-    context: &Context,
-    node: &NodeName,
-    conf: &str,
-    users: &str,
-) -> Result<(), StoreError> {
+fn make_directory(context: &Context, node: &NodeName, files: &Files) -> Result<(), StoreError> {
     let directory = context.store.node_dir(node);
     let new = context.store.nodes_dir().join(format!(".new-{node}"));
     store::remove_directory(&new)?;
-    store::make_directory(&new)?;
-    store::replace(&new.join(NODE_CONF), conf.as_bytes())?;
-    store::replace(&new.join(USERS_ACL), users.as_bytes())?;
+    files.write(&new)?;
     move_aside(context, node)?;
     fs::rename(&new, &directory).map_err(|error| StoreError::new("make", &directory, error))?;
     store::sync_parent(&directory)
