@@ -4,6 +4,7 @@
 //! ```text
 //! nodes/<node>/        a node's directory: node.conf, users.acl, log, and what the server writes
 //! nodes/.old/          directories that were moved aside, with their data
+//! nodes/.boot-<cluster>/ a new cluster's primaries while they are made with their data
 //! proxies/<proxy>/     a proxy's directory: proxy.json, served.json, figures.sock, log
 //! secrets/<cluster>.<user>
 //! stopped/<cluster>    `down` was asked for
@@ -41,6 +42,9 @@ use crate::{
 
 /// In the directory of the nodes: those that were moved aside.
 pub(crate) const OLD: &str = ".old";
+
+/// In the directory of a new cluster's primaries: they are whole, and are being moved.
+pub(crate) const BOOT_READY: &str = "ready";
 
 /// How many role changes a cluster's history keeps.
 const HISTORY_MAX: usize = 256;
@@ -132,6 +136,16 @@ impl Store {
         self.nodes_dir().join(node.to_string())
     }
 
+    /// Where a new cluster's primaries are made with their data.
+    pub fn boot_dir(&self, cluster: &ClusterName) -> PathBuf {
+        self.nodes_dir().join(format!(".boot-{cluster}"))
+    }
+
+    /// Is a new cluster's data being moved to its nodes? Nobody else may make any then.
+    pub fn is_booting(&self, cluster: &ClusterName) -> bool {
+        self.boot_dir(cluster).join(BOOT_READY).exists()
+    }
+
     /// The nodes that have a directory, in order.
     pub fn nodes(&self) -> Result<Vec<NodeName>, StoreError> {
         let mut names: Vec<NodeName> =
@@ -209,6 +223,7 @@ impl Store {
         let of_cluster =
             |name: &str| name.parse::<NodeName>().is_ok_and(|node| node.cluster == *cluster);
         let old = self.nodes_dir().join(OLD);
+        remove_directory(&self.boot_dir(cluster))?;
         for name in list(&self.nodes_dir())?.iter().filter(|name| of_cluster(name)) {
             remove_directory(&self.nodes_dir().join(name))?;
         }

@@ -5,7 +5,7 @@ pub(super) mod outcome;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,16 +29,17 @@ use crate::{
     errors::{Exit, Failure},
     mover::{
         import::{
-            self, Existing, ImportError, Job, Watch,
+            self, Booted, Existing, ImportError, Job, Watch,
             filter::Filter,
             report::Report,
-            source::{self, Input, SourceError},
+            source::{self, Input, Position, SourceError},
             state::{Saved, StateFile},
         },
         load,
     },
     observe::Observer,
     secrets::OWN_USER,
+    store::Store,
 };
 
 /// Between two notes on disk of how far it is.
@@ -51,7 +52,7 @@ pub(super) struct Goal {
     pub target: load::Target,
     pub login: Option<Login>,
     /// Where it is noted how far an import into it got.
-    notes: Option<PathBuf>,
+    pub notes: Option<PathBuf>,
 }
 
 /// What is to be loaded, and how.
@@ -61,6 +62,8 @@ pub(super) struct Load {
     pub existing: Existing,
     /// Commands follow: for each of the inputs the slots whose keys are wanted.
     pub followed: Option<Vec<SlotSet>>,
+    /// The inputs are what is left where servers loaded the rest at their start.
+    pub booted: Option<Booted>,
     pub how: Loading,
 }
 
@@ -72,8 +75,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let goal = goal(context, &args.to).await?;
     let (filter, existing) = (args.filter(), args.existing());
-    let load = Load { inputs, filter, existing, followed: None, how: args.how };
-    let state = load.state(&goal)?;
+    let load = Load { inputs, filter, existing, followed: None, booted: None, how: args.how };
+    let state = load.state(&goal.to, goal.notes.as_deref())?;
     load.run(context, goal, state).await
 }
 
@@ -117,14 +120,16 @@ async fn objects(url: &str) -> Result<Vec<Input>, Failure> {
 impl Load {
     /// Where it is noted how far it got, of which nothing is left where it shall begin again; None where it
     /// can't go on later.
-    pub fn state(&self, goal: &Goal) -> Result<Option<StateFile>, Failure> {
+    ///
+    /// `to` and `notes`: the goal's, which may not be there yet.
+    pub fn state(&self, to: &str, notes: Option<&Path>) -> Result<Option<StateFile>, Failure> {
         let once = self.inputs.iter().any(Input::is_once);
-        let Some(directory) = goal.notes.as_ref().filter(|_| !self.how.dry_run && !once) else {
+        let Some(directory) = notes.filter(|_| !self.how.dry_run && !once) else {
             return Ok(None);
         };
         let files: Vec<&str> = self.inputs.iter().map(|input| input.identity.as_str()).collect();
         // What makes it another one: which keys go where, and over what.
-        let job = format!("{files:?} {} {:?} {:?}", goal.to, self.filter, self.existing);
+        let job = format!("{files:?} {to} {:?} {:?}", self.filter, self.existing);
         let job = self.followed.as_ref().map_or(job.clone(), |slots| format!("{job} {slots:?}"));
         let state = StateFile::open(directory, &job)
             .map_err(|error| outcome::failure(&error.into(), false))?;
@@ -156,10 +161,11 @@ impl Load {
         let stop = signals::asked_to_stop()?;
         let from = state.as_ref().and_then(StateFile::load);
         let total: u64 = self.inputs.iter().map(|input| input.bytes).sum();
-        if let Some(from) = &from {
+        let begins = from.as_ref().is_some_and(|from| from.position == Position::default());
+        if let Some(from) = from.as_ref().filter(|_| self.booted.is_none() || !begins) {
             let share = from.position.total * 100 / total.max(1);
             context.printer.note(&format!("Going on at {share} %, where it stopped."));
-        } else if let Some(state) = &state {
+        } else if let Some(state) = state.as_ref().filter(|_| from.is_none()) {
             // What is in the target from now on is its own, however soon it is stopped.
             let saved = state.save(&Saved::default());
             saved.map_err(|error| outcome::failure(&error.into(), false))?;
@@ -176,6 +182,7 @@ impl Load {
             dry_run: self.how.dry_run,
             verify: self.how.verify,
             followed: self.followed,
+            booted: self.booted,
             state,
         });
         let watch = Arc::new(Watch::default());
@@ -254,8 +261,13 @@ pub(super) async fn goal(context: &Context, to: &str) -> Result<Goal, Failure> {
             .hint(format!("start it: {}", context.command("up"))));
     }
     let login = Some(Login::own(session.store.secret(&name, OWN_USER)?));
-    let notes = Some(session.store.root().join("imports"));
+    let notes = Some(notes_beside(&session.store));
     Ok(Goal { to: to.to_owned(), target: load::Target::Cluster(seeds), login, notes })
+}
+
+/// Where the imports into a fleet's clusters note how far they are.
+pub(super) fn notes_beside(store: &Store) -> PathBuf {
+    store.root().join("imports")
 }
 
 /// The user's directory for what programs remember.

@@ -5,6 +5,7 @@ pub mod text;
 
 mod analyze;
 mod backup;
+mod boot;
 mod connect;
 mod context;
 mod doctor;

@@ -1,4 +1,5 @@
-//! `keyfleet restore`: a backup into a running cluster or server, by the importer.
+//! `keyfleet restore`: a backup into a running cluster or server, by the importer; into a cluster of the fleet
+//! that is new by files that its servers load at their start.
 
 mod moment;
 
@@ -8,6 +9,7 @@ use protocol::{ClusterNodes, Info};
 
 use super::{
     backup::{Shelf, find},
+    boot::NewCluster,
     context::Context,
     import::{Goal, Load, arguments::Loading, goal, outcome},
     text::plural,
@@ -67,28 +69,38 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         return moment::run(context, args, at_ms).await;
     }
     let (storage, manifest) = find(context, &args.shelf, &args.id).await?;
-    let goal = goal(context, &args.to).await?;
     let load = Load {
         inputs: inputs(&storage, &manifest),
         filter: Filter::default(),
         existing: if args.replace { Existing::Replace } else { Existing::Fail },
         followed: None,
+        booted: None,
         how: args.how,
     };
-    let state = load.state(&goal)?;
+    if let Some(new) = NewCluster::wanted(context, &args.to, &load)? {
+        let slots = manifest.shards.iter().map(|shard| shard.slots.clone()).collect();
+        announce(context, &manifest, &format!(" into {}, which is new", args.to));
+        return new.load(context, load, slots).await;
+    }
+    let goal = goal(context, &args.to).await?;
+    let state = load.state(&goal.to, goal.notes.as_deref())?;
     // What an interrupted one left there is its own.
     let goes_on = state.as_ref().is_some_and(|state| StateFile::load(state).is_some());
     if !goes_on && !load.how.dry_run && !args.yes && !args.replace {
         ask(context, &args.to, &goal).await?;
     }
+    announce(context, &manifest, "");
+    load.run(context, goal, state).await
+}
+
+fn announce(context: &Context, manifest: &Manifest, into: &str) {
     context.printer.note(&format!(
-        "Restoring {} of {}: {} from {}.",
+        "Restoring {} of {}{into}: {} from {}.",
         manifest.id,
         manifest.cluster,
         plural(manifest.keys(), "key"),
         plural(manifest.shards.len() as u64, "file")
     ));
-    load.run(context, goal, state).await
 }
 
 fn inputs(storage: &Storage, manifest: &Manifest) -> Vec<Input> {

@@ -1,6 +1,6 @@
 //! `keyfleet up`: make the world match the fleet's file, then guard it.
 
-use std::{collections::BTreeSet, env, path::Path};
+use std::{collections::BTreeSet, env, path::Path, time::Duration};
 
 use fleet::{
     model::{ClusterName, GuardMode, PasswordSource, ProxyAddress},
@@ -9,7 +9,7 @@ use fleet::{
 };
 
 use super::{
-    connect,
+    boot, connect,
     context::{Context, clusters},
     freeze, guard, lease,
     progress::Progress,
@@ -21,7 +21,7 @@ use crate::{
     errors::{Exit, Failure, Problem},
     execute::{self, StepError},
     node_files::default_password,
-    reconcile::{Ended, Reconciler, Turn},
+    reconcile::{self, Reconciler, Turn},
     session::Session,
 };
 
@@ -43,6 +43,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let session = context.open()?;
     let chosen = clusters(&session.fleet, &args.clusters)?;
     freeze::refuse(context, &session.store, &chosen, None)?;
+    boot::refuse_interrupted(&session.store, &chosen)?;
     let guard = lease::guard_pid(&session.store)?;
     let lease = lease::take(&session.store, "up").await?;
     for name in &chosen {
@@ -55,34 +56,15 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut reconciler = Reconciler::new(tools);
     reconciler.only = (!args.clusters.is_empty()).then(|| chosen.iter().cloned().collect());
 
-    let progress = Progress::new(context.printer);
-    let ended = {
-        let mut tell = |turn: &Turn, failed: &[(Step, StepError)]| progress.turn(turn, failed);
-        let sink = progress.sink();
-        tokio::select! {
-            ended = reconciler.converge(&sink, &|| false, &mut tell) => Some(ended?),
-            () = stop => None,
+    let brought = match bring_up(context, &mut reconciler, stop).await? {
+        Ended::Up(brought) => brought,
+        Ended::Stopped { steps } => {
+            lease.until_exit();
+            return Err(Failure::user(format!("stopped after {}", plural(steps, "step")))
+                .hint(format!("servers keep running; go on with: {}", context.command("up"))));
         }
     };
-    let elapsed = progress.elapsed();
-    let done = progress.finish() as u64;
-    let Some((turn, ended)) = ended else {
-        lease.until_exit();
-        return Err(Failure::user(format!("stopped after {}", plural(done, "step")))
-            .hint(format!("servers keep running; go on with: {}", context.command("up"))));
-    };
-    match ended {
-        Ended::Done => {}
-        Ended::Blocked => {
-            context
-                .printer
-                .urgent(&steps::blocked(&turn.wave.blocked, context.printer.error_style));
-            return Err(Failure::user("not everything that the file wants can be done")
-                .hint(format!("see the whole path: {}", context.command("plan"))));
-        }
-        Ended::Stopped => return Ok(Exit::User),
-        Ended::Failed(failed) => return Err(failures(&failed)),
-    }
+    let Brought { turn, steps: done, took: elapsed } = brought;
     let took = span(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     for name in chosen.iter().filter(|_| !context.printer.quiet) {
         context.printer.data(&whereabouts(
@@ -109,6 +91,53 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// How [`bring_up`] ended.
+pub(super) enum Ended {
+    Up(Brought),
+    /// Asked to; servers keep running.
+    Stopped {
+        steps: u64,
+    },
+}
+
+/// Everything is as the spec wants it.
+pub(super) struct Brought {
+    /// The last look.
+    pub turn: Turn,
+    pub steps: u64,
+    pub took: Duration,
+}
+
+/// Makes the world match the spec, and shows how that goes.
+pub(super) async fn bring_up(
+    context: &Context,
+    reconciler: &mut Reconciler,
+    stop: impl Future<Output = ()>,
+) -> Result<Ended, Failure> {
+    let progress = Progress::new(context.printer);
+    let ended = {
+        let mut tell = |turn: &Turn, failed: &[(Step, StepError)]| progress.turn(turn, failed);
+        let sink = progress.sink();
+        tokio::select! {
+            ended = reconciler.converge(&sink, &|| false, &mut tell) => Some(ended?),
+            () = stop => None,
+        }
+    };
+    let took = progress.elapsed();
+    let steps = progress.finish() as u64;
+    match ended {
+        None | Some((_, reconcile::Ended::Stopped)) => Ok(Ended::Stopped { steps }),
+        Some((turn, reconcile::Ended::Done)) => Ok(Ended::Up(Brought { turn, steps, took })),
+        Some((turn, reconcile::Ended::Blocked)) => {
+            let style = context.printer.error_style;
+            context.printer.urgent(&steps::blocked(&turn.wave.blocked, style));
+            Err(Failure::user("not everything that the file wants can be done")
+                .hint(format!("see the whole path: {}", context.command("plan"))))
+        }
+        Some((_, reconcile::Ended::Failed(failed))) => Err(failures(&failed)),
+    }
 }
 
 /// Every step that failed, with its reason.

@@ -2,6 +2,7 @@
 //! verifies the effect. Steps are idempotent and safe to interrupt at any point: what is half done
 //! is seen by the next observation, and planned again.
 
+pub mod boot;
 mod context;
 mod join;
 mod life;

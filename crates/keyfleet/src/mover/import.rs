@@ -21,10 +21,13 @@ pub mod report;
 mod restore;
 mod sieve;
 pub mod source;
+pub mod split;
 pub mod state;
 
 use std::{
     collections::VecDeque,
+    io,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -41,7 +44,7 @@ use self::{
     filter::Filter,
     report::Report,
     source::{Input, Position, SourceError},
-    state::{Saved, StateError, StateFile},
+    state::{Loaded, Saved, StateError, StateFile},
 };
 use super::load::{LoadError, Loader, Options, Target};
 use crate::{
@@ -75,8 +78,18 @@ pub struct Job {
     /// Commands follow: for each of the inputs the slots whose keys are wanted. Ends are put off by
     /// [`LATER_MS`](super::replay::LATER_MS), and when all is loaded the state says so instead of being forgotten.
     pub followed: Option<Vec<SlotSet>>,
+    /// The inputs are what is left where servers loaded the rest at their start.
+    pub booted: Option<Booted>,
     /// Where it is noted how far it got; None where it can't go on later.
     pub state: Option<StateFile>,
+}
+
+/// What servers loaded at their start.
+#[derive(Debug)]
+pub struct Booted {
+    /// All files that were to be loaded, for who compares.
+    pub inputs: Vec<Input>,
+    pub loaded: Vec<Loaded>,
 }
 
 /// Why an import ended early. What was done stays done.
@@ -98,6 +111,8 @@ pub enum ImportError {
     Commands { name: String, option: &'static str },
     #[error("the connection broke while a large value was sent, and {name} can't be read again")]
     Once { name: String },
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
     #[error("{key} is sent again and again and does not arrive")]
     Stuck { key: String },
 }
@@ -107,6 +122,8 @@ pub enum ImportError {
 pub enum Phase {
     #[default]
     Loading,
+    /// Writing the files that new servers load at their start.
+    Splitting,
     /// Looking at keys that were there already.
     Comparing,
     Verifying,
@@ -171,7 +188,8 @@ impl Watch {
 pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, ImportError> {
     let started = Instant::now();
     let runtime = Handle::current();
-    let resumed = from.is_some();
+    let resumed =
+        from.as_ref().is_some_and(|from| from.booted.is_none() || from.position.total > 0);
     let from = from.unwrap_or_default();
     if from.commands {
         return Err(ImportError::Interrupted);
@@ -216,7 +234,8 @@ pub fn run(job: &Job, from: Option<Saved>, watch: &Watch) -> Result<Report, Impo
     } else if job.verify && !job.dry_run {
         watch.enter(Phase::Verifying);
         let mut compare = Compare::new(job, &runtime, None, "is another value in the target");
-        source::read(&job.inputs, Position::default(), &watch.read, &mut compare)?;
+        let inputs = job.booted.as_ref().map_or(&job.inputs, |booted| &booted.inputs);
+        source::read(inputs, Position::default(), &watch.read, &mut compare)?;
         let (verified, troubles) = compare.finish()?;
         report.verified = Some(verified);
         report.read.troubles.join(troubles);

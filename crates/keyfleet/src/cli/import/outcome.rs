@@ -91,10 +91,11 @@ impl Progress {
         }
         parts.push(match self.phase {
             Phase::Loading => "loading".to_owned(),
+            Phase::Splitting => "writing the new nodes' files".to_owned(),
             Phase::Comparing => "comparing what was there already".to_owned(),
             Phase::Verifying => "verifying".to_owned(),
         });
-        if self.phase == Phase::Loading {
+        if matches!(self.phase, Phase::Loading | Phase::Splitting) {
             let keys = watch.keys.load(Ordering::Relaxed);
             let whole = self.started.elapsed().as_secs_f64().max(0.001);
             parts.push(format!("{} keys, {}/s", count(keys), count((keys as f64 / whole) as u64)));
@@ -172,7 +173,11 @@ fn text(report: &Report) -> String {
     let head = if report.dry_run {
         format!("{} would be sent", plural(read.sent(), "key"))
     } else {
-        format!("{} loaded in {}", plural(report.loaded, "key"), span(report.took_ms))
+        let how = match report.boot_files {
+            0 => String::new(),
+            files => format!(" by {}", plural(files, "boot file")),
+        };
+        format!("{} loaded in {}{how}", plural(report.loaded, "key"), span(report.took_ms))
     };
     let rest = if parts.is_empty() { String::new() } else { format!("; {}", parts.join(", ")) };
     out.push_str(&format!("{head}{rest}\n"));
@@ -277,6 +282,7 @@ pub fn failure(error: &ImportError, resumable: bool) -> Failure {
         ImportError::Commands { .. } => Failure::user(error.to_string()).hint(
             "let the server rewrite the file first (BGREWRITEAOF), or filter by --pattern and --db",
         ),
+        ImportError::Write { path, source } => Failure::file("write", path, source),
         ImportError::Once { .. } => Failure::of(error).hint("load it from a file"),
         ImportError::Stuck { .. } => {
             Failure::of(error).hint(format!("wait until the target's slots rest, {again}"))

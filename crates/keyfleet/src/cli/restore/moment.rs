@@ -65,6 +65,7 @@ pub async fn run(context: &Context, args: Args, at_ms: u64) -> Result<Exit, Fail
         filter: Filter::default(),
         existing: Existing::Replace,
         followed: Some(wanted_slots(&point, &scans, &goal)),
+        booted: None,
         how: args.how,
     };
     let run = format!("{} {} {}", point.base.id, cluster, point.tick.at_ms);
@@ -76,7 +77,7 @@ pub async fn run(context: &Context, args: Args, at_ms: u64) -> Result<Exit, Fail
         context.printer.note(&format!("{} would follow", plural(commands, "command")));
         return outcome::show(context.printer, output, &report);
     }
-    let state = load.state(&goal)?;
+    let state = load.state(&goal.to, goal.notes.as_deref())?;
     let saved = state.as_ref().and_then(StateFile::load);
     if saved.is_none() {
         must_be_empty(&args.to, &goal).await?;

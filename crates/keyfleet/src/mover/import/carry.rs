@@ -29,7 +29,7 @@ use crate::mover::{
 };
 
 /// Values above it are sent in pieces, each of about so much at most.
-const WHOLE_BYTES_MAX: usize = 1 << 20;
+pub(super) const WHOLE_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of input between two positions that may be saved.
 const POSITION_BYTES: u64 = 1 << 20;
@@ -160,6 +160,7 @@ impl<'a> Carrier<'a> {
                 tally: self.tally.clone(),
                 existing: self.outcome.busy,
                 refused: self.outcome.refused,
+                booted: self.job.booted.as_ref().map(|booted| booted.loaded.clone()),
                 ..Saved::default()
             };
             locked(&self.watch.positions).push_back(saved);

@@ -81,6 +81,8 @@ pub struct Report {
     pub existing_same: u64,
     /// Share of the input where an earlier run had stopped, in per mille.
     pub resumed_at: Option<u64>,
+    /// How many servers loaded a file at their start; 0 where all was sent to running ones.
+    pub boot_files: u64,
     pub verified: Option<Verified>,
     /// The commands that followed.
     pub replayed: Option<Replayed>,

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use fleet::model::NodeName;
+use protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
 use super::{report::Tally, source::Position};
@@ -29,6 +31,20 @@ pub struct Saved {
     /// All is loaded, and the commands that follow are being done.
     #[serde(default)]
     pub loaded: bool,
+    /// What the nodes of a new cluster load at their start: the positions are in the files of the
+    /// rest, and the tally counts both.
+    #[serde(default)]
+    pub booted: Option<Vec<Loaded>>,
+}
+
+/// A node that a new cluster starts with, and what its file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    pub node: NodeName,
+    pub id: NodeId,
+    pub keys: u64,
+    /// How many of them end.
+    pub expiring: u64,
 }
 
 /// The state of one import; holds its lock.
@@ -90,6 +106,12 @@ impl StateFile {
     /// There is nothing to go on with.
     pub fn forget(&self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_dir_all(self.rest());
+    }
+
+    /// The directory for what is imported once a new cluster has loaded everything else.
+    pub fn rest(&self) -> PathBuf {
+        self.path.with_extension("rest")
     }
 }
 
