@@ -1,4 +1,6 @@
 //! An S3 server on loopback over a directory. It checks signatures, and can be made to fail.
+//!
+//! It can also stand for Google Cloud Storage, whose XML API is much like S3's: then it checks a token.
 
 use std::{
     fs,
@@ -12,8 +14,9 @@ use std::{
 
 use anyhow::Result;
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
+    header::{AUTHORIZATION, HeaderValue, IF_NONE_MATCH},
     server::conn::http1,
     service::service_fn,
 };
@@ -31,6 +34,8 @@ use crate::server::new_directory;
 pub const BUCKET: &str = "fleet-backups";
 /// Who may use it.
 pub const KEY: (&str, &str) = ("AKIDKEYFLEETTESTS", "a secret that only the tests know");
+/// The token of who may use one like Google's.
+pub const TOKEN: &str = "ya29.keyfleet-tests";
 
 /// What happens to writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,17 +61,29 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// Speaks S3.
     pub async fn start() -> Result<Self> {
+        Self::speaking(true).await
+    }
+
+    /// Speaks as Google Cloud Storage does.
+    pub async fn like_googles() -> Result<Self> {
+        Self::speaking(false).await
+    }
+
+    async fn speaking(s3: bool) -> Result<Self> {
         let directory = new_directory()?;
         fs::create_dir_all(directory.join(BUCKET))?;
         let files = s3s_fs::FileSystem::new(&directory).map_err(|e| anyhow::anyhow!("{e:?}"))?;
         let mut builder = S3ServiceBuilder::new(files);
-        builder.set_auth(SimpleAuth::from_single(KEY.0, KEY.1));
+        if s3 {
+            builder.set_auth(SimpleAuth::from_single(KEY.0, KEY.1));
+        }
         let service = builder.build();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let plan = Plan::default();
-        let task = tokio::spawn(serve(listener, service, Arc::clone(&plan)));
+        let task = tokio::spawn(serve(listener, service, s3, Arc::clone(&plan)));
         Ok(Self { address, directory, plan, task })
     }
 
@@ -102,10 +119,11 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-async fn serve(listener: TcpListener, service: S3Service, plan: Plan) {
+async fn serve(listener: TcpListener, service: S3Service, s3: bool, plan: Plan) {
     while let Ok((socket, _)) = listener.accept().await {
         let (service, plan) = (service.clone(), Arc::clone(&plan));
-        let answer = service_fn(move |request| answer(service.clone(), Arc::clone(&plan), request));
+        let answer =
+            service_fn(move |request| answer(service.clone(), s3, Arc::clone(&plan), request));
         tokio::spawn(async move {
             // One that is cut is what was asked for.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), answer).await;
@@ -115,9 +133,22 @@ async fn serve(listener: TcpListener, service: S3Service, plan: Plan) {
 
 async fn answer(
     service: S3Service,
+    s3: bool,
     plan: Plan,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> io::Result<Response<Body>> {
+    if !s3 {
+        let headers = request.headers_mut();
+        let token = headers.remove(AUTHORIZATION);
+        if token.is_none_or(|token| token != format!("Bearer {TOKEN}")) {
+            let response = Response::builder().status(StatusCode::UNAUTHORIZED).body(Body::empty());
+            return response.map_err(io::Error::other);
+        }
+        // Its way to say that there must be no such object yet.
+        if headers.remove("x-goog-if-generation-match").is_some_and(|it| it == "0") {
+            headers.insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+        }
+    }
     match in_trouble(&plan, &request) {
         None => {
             let answered = service.call(request.map(Body::from)).await;

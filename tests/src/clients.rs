@@ -61,10 +61,20 @@ fn javascript(program: &str, scripts: &Path, installed: &Path) -> Result<Command
             fs::rename(&copy, installed.join("node").join(name))?;
         }
     }
-    let own = installed.join("python/bin/node");
-    let mut node = Command::new(if own.exists() { own } else { "node".into() });
-    node.arg(installed.join("node").join(program));
-    Ok(node)
+    let mut command = Command::new(node());
+    command.arg(installed.join("node").join(program));
+    Ok(command)
+}
+
+/// What runs JavaScript.
+pub(crate) fn node() -> PathBuf {
+    let own = directory().join("python/bin/node");
+    if own.exists() { own } else { "node".into() }
+}
+
+/// The modules of Node.js that are installed.
+pub(crate) fn node_modules() -> PathBuf {
+    directory().join("node/node_modules")
 }
 
 /// Builds the program; what didn't change is not built again.

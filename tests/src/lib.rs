@@ -1,5 +1,6 @@
 //! The harness for tests against real servers.
 
+pub mod azurite;
 pub mod bucket;
 pub mod certificates;
 pub mod clients;

@@ -15,7 +15,8 @@ use protocol::{SlotSet, key_slot};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use tests::{
-    bucket::{BUCKET, Bucket, KEY, Trouble},
+    azurite::{ACCOUNT, Azurite, CONTAINER},
+    bucket::{BUCKET, Bucket, KEY, TOKEN, Trouble},
     cluster::{RawCluster, Shape, call},
     engines::engine,
     fleet::{CLUSTER, Running, Spec, TestFleet},
@@ -427,22 +428,61 @@ async fn filled() -> (Server, Connection) {
 #[tokio::test(flavor = "multi_thread")]
 async fn into_a_bucket_and_back() {
     let bucket = Bucket::start().await.unwrap();
-    let fleet = with_keys(&bucket);
+    there_and_back(&with_keys(&bucket), &format!("s3://{BUCKET}/some/where")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn into_googles_kind_of_bucket_and_back() {
+    let bucket = Bucket::like_googles().await.unwrap();
+    let mut fleet = TestFleet::empty();
+    fleet.set_variable("GOOGLE_BASE_URL", &format!("http://{}", bucket.address));
+    fleet.set_variable("GOOGLE_BEARER_TOKEN", TOKEN);
+    there_and_back(&fleet, &format!("gs://{BUCKET}/some/where")).await;
+    fleet.set_variable("GOOGLE_BEARER_TOKEN", "another");
+    let ended = fleet.run(&["backups", "--from", &format!("gs://{BUCKET}")]).await.expect_code(1);
+    assert!(ended.said().contains("check the key: GOOGLE_APPLICATION_CREDENTIALS"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn into_azures_kind_of_bucket_and_back() {
+    let azurite = Azurite::start().await.unwrap();
+    let mut fleet = TestFleet::empty();
+    let endpoint = format!("http://{}/{}", azurite.address, ACCOUNT.0);
+    fleet.set_variable("AZURE_STORAGE_ENDPOINT", &endpoint);
+    fleet.set_variable("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT.0);
+    fleet.set_variable("AZURE_STORAGE_ACCOUNT_KEY", ACCOUNT.1);
+    there_and_back(&fleet, &format!("az://{CONTAINER}/some/where")).await;
+    let refused = async |fleet: &TestFleet, place: &str, expected: &str| {
+        let ended = fleet.run(&["backups", "--from", place]).await.expect_code(1);
+        assert!(ended.said().contains(expected), "{expected}: {ended:?}");
+    };
+    refused(&fleet, "az://no-such-one", "make it, or check its name").await;
+    let place = format!("az://{CONTAINER}");
+    fleet.set_variable("AZURE_STORAGE_ACCOUNT_KEY", "YW5vdGhlcg==");
+    refused(&fleet, &place, "check the key: AZURE_STORAGE_ACCOUNT_NAME").await;
+    fleet.set_variable("AZURE_STORAGE_ACCOUNT_KEY", "no base64");
+    refused(&fleet, &place, "check the key: AZURE_STORAGE_ACCOUNT_NAME").await;
+    drop(azurite);
+    fleet.set_variable("AZURE_STORAGE_ACCOUNT_KEY", ACCOUNT.1);
+    refused(&fleet, &place, "is it there").await;
+}
+
+/// Backups at a place: listed, read back, restored, imported from, and deleted when they had their time.
+async fn there_and_back(fleet: &TestFleet, place: &str) {
     let (server, mut link) = filled().await;
-    let place = format!("s3://{BUCKET}/some/where");
     let address = server.address.to_string();
     let args =
-        ["backup", "mine", "--connect", &address, "--to", &place, "--keep", "1", "-o", "json"];
+        ["backup", "mine", "--connect", &address, "--to", place, "--keep", "1", "-o", "json"];
     let first = fleet.run(&args).await.expect_code(0).json();
     let taken = fleet.run(&args).await.expect_code(0).json();
     assert_eq!(taken["deleted"][0], first["id"], "{taken}");
-    let listed =
-        fleet.run(&["backups", "--from", &place, "-o", "json"]).await.expect_code(0).json();
+    let listed = fleet.run(&["backups", "--from", place, "-o", "json"]).await;
+    let listed = listed.expect_code(0).json();
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
     assert_eq!(listed[0]["keys"], 1_020, "{listed}");
-    fleet.run(&["backup", "verify", "latest", "--from", &place]).await.expect_code(0);
+    fleet.run(&["backup", "verify", "latest", "--from", place]).await.expect_code(0);
     call(&mut link, &["FLUSHALL"]).await.unwrap();
-    let args = ["restore", "latest", "--from", &place, "--to", &address, "--verify", "-o", "json"];
+    let args = ["restore", "latest", "--from", place, "--to", &address, "--verify", "-o", "json"];
     let report = fleet.run(&args).await.expect_code(0).json();
     assert_eq!(report["verified"]["same"], 1_020, "{report}");
     // Its file is an RDB file like others.

@@ -8,8 +8,11 @@ use std::{env, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::{
-    ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig, WriteMultipart, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem,
+    ClientConfigKey, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig, WriteMultipart,
+    aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder,
+    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
+    local::LocalFileSystem,
     path::Path,
 };
 
@@ -40,31 +43,59 @@ impl StorageError {
     /// What mends it, as far as the error tells.
     pub fn hint(&self) -> &'static str {
         use object_store::Error as E;
-        let source = match self {
-            Self::Place { .. } => {
-                return "a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
+        let (object, source) = match self {
+            Self::Place { place, .. } => {
+                let named = place.split_once("://").is_some_and(|(_, bucket)| !bucket.is_empty());
+                let places =
+                    "a directory, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
+                return if named && is_url(place) { check_key(place) } else { places };
             }
             Self::Directory(_) => return "see who may use it: ls -ld",
-            Self::Object { source, .. } => source,
+            Self::Object { object, source, .. } => (object, source),
         };
         let text = with_causes(&**source);
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if says(&["NoSuchBucket", "NoSuchContainer", "ContainerNotFound"]) {
             "the bucket is not there: make it, or check its name and region"
         } else if matches!(**source, E::PermissionDenied { .. } | E::Unauthenticated { .. })
-            || says(&["InvalidAccessKeyId", "SignatureDoesNotMatch", "403 Forbidden"])
+            || says(&[
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "401 Unauthorized",
+                "403 Forbidden",
+            ])
         {
-            "check the key: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or GOOGLE_…, AZURE_…)"
+            check_key(object)
         } else if says(&["No space left", "QuotaExceeded", "507 ", "XMinioStorageFull"]) {
             "it is full: make room there, or keep fewer backups (--keep)"
         } else if matches!(**source, E::NotFound { .. }) {
             "see what is there: keyfleet backups --from PLACE"
         } else if says(&["timed out", "timeout", "error sending request", "connection"]) {
-            "is it there, and fast enough? For S3 that isn't Amazon's: AWS_ENDPOINT_URL"
+            "is it there, and fast enough? For one that isn't the provider's: AWS_ENDPOINT_URL, \
+             GOOGLE_BASE_URL, AZURE_STORAGE_ENDPOINT"
         } else {
             "see what it says above, and run the same command again"
         }
     }
+}
+
+/// Where the key of a place comes from.
+fn check_key(place: &str) -> &'static str {
+    match place.split_once("://") {
+        Some(("az", _)) => {
+            "check the key: AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or \
+             AZURE_STORAGE_SAS_KEY"
+        }
+        Some(("gs", _)) => {
+            "check the key: GOOGLE_APPLICATION_CREDENTIALS, a service account's file"
+        }
+        _ => "check the key: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    }
+}
+
+/// Do these variables name an endpoint without TLS? Who does that means it.
+fn is_plain(names: &[&str]) -> bool {
+    names.iter().any(|name| env::var(name).is_ok_and(|url| url.starts_with("http:")))
 }
 
 /// See the module. Clones share it.
@@ -111,19 +142,27 @@ impl Storage {
         };
         let shown = place.trim_end_matches('/').to_owned();
         let store: Arc<dyn ObjectStore> = if place.starts_with("s3://") {
+            let plain = is_plain(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
             let mut builder = AmazonS3Builder::from_env().with_url(place).with_retry(retry);
-            // Who names an endpoint without TLS means it.
-            let plain = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-            if plain.iter().any(|name| env::var(name).is_ok_and(|url| url.starts_with("http:"))) {
+            if plain {
                 builder = builder.with_allow_http(true);
             }
             Arc::new(builder.build()?)
         } else if place.starts_with("gs://") {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(place);
+            let plain = is_plain(&["GOOGLE_BASE_URL"]);
+            let mut builder = GoogleCloudStorageBuilder::from_env().with_url(place);
+            if plain {
+                let allow = GoogleConfigKey::Client(ClientConfigKey::AllowHttp);
+                builder = builder.with_config(allow, "true");
+            }
             Arc::new(builder.with_retry(retry).build()?)
         } else if place.starts_with("az://") {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(place);
-            Arc::new(builder.with_retry(retry).build()?)
+            let plain = is_plain(&["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"]);
+            let mut builder = MicrosoftAzureBuilder::from_env().with_url(place).with_retry(retry);
+            if plain {
+                builder = builder.with_allow_http(true);
+            }
+            Arc::new(builder.build()?)
         } else {
             let path = PathBuf::from(place.strip_prefix("file://").unwrap_or(place));
             let path = std::path::absolute(&path).unwrap_or(path);
@@ -328,5 +367,22 @@ mod tests {
         check("file:///no/such/dir", "a", "no/such/dir/a");
         check("/no/such", "", "no/such");
         assert!(Storage::open("s3://").is_err());
+    }
+
+    #[test]
+    fn hints_name_what_the_place_wants() {
+        let check = |place: &str, expected: &str| {
+            let source = Box::new(object_store::Error::NotImplemented {
+                operation: String::new(),
+                implementer: String::new(),
+            });
+            let hint = StorageError::Place { place: place.to_owned(), source }.hint();
+            assert!(hint.contains(expected), "{place}: {hint}");
+        };
+        check("az://box/dir", "AZURE_STORAGE_ACCOUNT_KEY");
+        check("gs://bucket", "GOOGLE_APPLICATION_CREDENTIALS");
+        check("s3://bucket/dir", "AWS_SECRET_ACCESS_KEY");
+        check("s3://", "a directory, s3://BUCKET");
+        check("ftp://there", "a directory, s3://BUCKET");
     }
 }
