@@ -178,9 +178,16 @@ impl RawCluster {
         Ok(text(&mut link, &["CLUSTER", "NODES"]).await?.parse()?)
     }
 
-    /// Hands a shard over to one of its replicas. A handover that the nodes were too busy for lapses
-    /// after five seconds, and is asked for again.
+    /// Hands a shard over to one of its replicas, once all know that it is one: a primary doesn't hear
+    /// one that it doesn't know, and others don't vote for it, nor will they for a minute. A handover that
+    /// the nodes were too busy for lapses after five seconds, and is asked for again.
     pub async fn hand_over(&self, replica: usize) -> Result<()> {
+        let own = self.view(replica).await?;
+        let of = own.my_row().and_then(|row| row.primary).context("it is no replica")?;
+        self.wait("the replica is one", |view| {
+            view.row(own.myself).is_some_and(|row| row.primary == Some(of))
+        })
+        .await?;
         let mut link = self.link(replica).await?;
         let deadline = Instant::now() + TIME_MAX;
         while Instant::now() < deadline {

@@ -3,9 +3,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use fleet::{model::NodeName, observed::Observed};
+use fleet::{
+    model::NodeName,
+    observed::{Observed, Up},
+};
 use tests::{
-    fleet::{Spec, TestFleet, node, primaries},
+    fleet::{Spec, TestFleet, is_synced_replica, node, primaries, replicas_of},
     ledger::Options,
 };
 use tokio::{
@@ -205,4 +208,32 @@ async fn what_does_not_fit_is_refused() {
     fleet.edit(&Spec { memory: Some("128MiB"), ..Spec::default() });
     fleet.up().await;
     fleet.expect_settled(3, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_is_handed_back_before_all_know_who_is_what() {
+    // The longer the node timeout, the later a node hears by itself that a primary became a replica.
+    let fleet = start(&Spec { node_timeout_ms: 15_000, ..Spec::default() }).await;
+    let before = fleet.wait_settled(3, 1).await;
+    let first = node(1);
+    let (old, new) = if primaries(&before).contains_key(&first) {
+        let replica = replicas_of(&before, &first)[0].clone();
+        (first, replica)
+    } else {
+        let of =
+            primaries(&before).into_keys().find(|of| replicas_of(&before, of).contains(&&first));
+        (of.expect("it copies one").clone(), first)
+    };
+    fleet.call(&new, &["CLUSTER", "FAILOVER"]).await.expect("it is in sync");
+    let handed_over = |seen: &Observed| {
+        let owns = |up: &Up| {
+            let row = seen.nodes[&new].id().and_then(|id| up.table.rows.get(&id));
+            row.is_some_and(|row| !row.slots.is_empty())
+        };
+        is_synced_replica(seen, &old) && seen.nodes.values().all(|view| view.up().is_some_and(owns))
+    };
+    fleet.wait_for("the replica is the primary", Duration::from_secs(30), handed_over).await;
+    fleet.run(&["handover", &new.to_string()]).await.expect_code(0);
+    let after = fleet.wait_settled(3, 1).await;
+    assert!(primaries(&after).contains_key(&old));
 }

@@ -17,6 +17,8 @@ use crate::admin_client::{ClientError, Commands, DEADLINE};
 const ATTEMPT: Duration = Duration::from_millis(5_500);
 /// How long two nodes that are both up may take to link.
 const LINK: Duration = Duration::from_secs(5);
+/// How long a handover waits for more than a majority at most.
+const PATIENT: Duration = Duration::from_secs(2);
 /// How long a promotion waits for more than a majority at most: nobody can write meanwhile.
 const QUICK: Duration = Duration::from_millis(200);
 /// How long a promotion waits for a majority that would vote for it.
@@ -39,8 +41,8 @@ pub(super) async fn hand_over(
         if new_view.is_primary() && old_view.primary() == Some(new_view.id()) {
             return settled(context, &old, &new, new_view.id()).await;
         }
-        can_hand_over(context, from, &old_view, to, &new_view).await?;
-        wait_linked(context, &new, LINK).await?;
+        can_hand_over(from, &old_view, to, &new_view)?;
+        wait_electable(context, &new, old_view.id(), Old::Lives).await?;
         wait_content(context, &new).await?;
         context.call(&new, &["CLUSTER", "FAILOVER"]).await?;
         if wait_primary(context, &new, ATTEMPT).await? {
@@ -63,14 +65,8 @@ pub(super) async fn hand_over(
     }
 }
 
-/// The replica is in sync, and enough nodes know it as this primary's replica to vote for it.
-async fn can_hand_over(
-    context: &Context,
-    from: &NodeName,
-    old: &View,
-    to: &NodeName,
-    new: &View,
-) -> Result<(), StepError> {
+/// The replica is this primary's, and in sync.
+fn can_hand_over(from: &NodeName, old: &View, to: &NodeName, new: &View) -> Result<(), StepError> {
     let stale = |text: String| Err(StepError::Stale(text));
     if !old.is_primary() {
         return stale(format!("{from} is no primary"));
@@ -81,63 +77,72 @@ async fn can_hand_over(
     if !new.in_sync() {
         return stale(format!("{to} is not in sync with {from}"));
     }
-    let all = context.answering(&from.cluster).await?;
-    let voters = all.iter().filter(|(_, view)| view.is_primary() && view.owns_slots());
-    let voters: Vec<bool> = voters
-        .map(|(_, view)| {
-            let row = view.nodes.row(new.id());
-            row.is_some_and(|row| row.primary == Some(old.id()))
-        })
-        .collect();
-    let primaries = old.nodes.rows.iter().filter(|row| row.flags.primary && !row.slots.is_empty());
-    if voters.iter().filter(|knows| **knows).count() <= primaries.count() / 2 {
-        return stale(format!("too few primaries know {to} as a replica of {from}"));
-    }
     Ok(())
 }
 
-/// Waits until the candidate and the primaries have bus links, both ways. A vote that is sent while
-/// a link is being made anew is lost, and so is the election.
-async fn wait_linked(
-    context: &Context,
-    candidate: &Member,
-    deadline: Duration,
-) -> Result<(), StepError> {
-    let mut wait = Wait::new(deadline);
-    loop {
-        let all = context.members(&candidate.name.cluster)?;
-        let views = context.views_within(&all, QUICK).await;
-        let views: Vec<View> = views.into_iter().filter_map(Result::ok).collect();
-        let linked = |one: &View, other: NodeId| {
-            one.nodes.row(other).is_some_and(|row| row.link_up || row.flags.myself)
-        };
-        let own = views.iter().find(|view| {
-            view.nodes.my_row().is_some_and(|row| row.port == candidate.place.ports.tcp)
-        });
-        let mut voters = views.iter().filter(|view| view.is_primary() && view.owns_slots());
-        let all_linked = own.is_some_and(|own| {
-            let id = own.id();
-            voters.all(|voter| linked(voter, id) && linked(own, voter.id()))
-        });
-        if all_linked {
-            return Ok(());
+/// What is of the primary whose role another takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Old {
+    /// It serves until it has handed over, so there is time to hear everybody. It is to stop its
+    /// clients when its replica asks for that; one that it doesn't know for its replica it ignores without
+    /// a word.
+    Lives,
+    /// Nobody can write meanwhile.
+    Gone,
+}
+
+impl Old {
+    /// How long more than a majority is waited for.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Lives => PATIENT,
+            Self::Gone => QUICK,
         }
-        wait.pause(|| format!("{} is linked to the primaries", candidate.name)).await?;
+    }
+}
+
+/// How the others stand to a candidate. Source: clusterSendFailoverAuthIfNeeded, and for the old primary
+/// CLUSTERMSG_TYPE_MFSTART, in the engines' cluster.c.
+struct Voters<'a, T> {
+    /// They own slots and would not vote for it yet.
+    deaf: Vec<&'a (T, View)>,
+    /// Of those who would there are enough.
+    elect: bool,
+}
+
+impl<'a, T> Voters<'a, T> {
+    /// `own` is the candidate's view, `of` the primary whose place it would take.
+    fn of(seen: &'a [(T, View)], own: &View, of: NodeId, old: Old) -> Self {
+        let id = own.id();
+        let newest = |view: &View| view.nodes.rows.iter().map(|row| row.config_epoch).max();
+        let voters = seen.iter().filter(|(_, view)| view.is_primary() && view.owns_slots());
+        let (ready, deaf): (Vec<_>, Vec<_>) = voters.partition(|(_, view)| {
+            let row = view.nodes.row(id);
+            let linked = own.nodes.row(view.id()).is_some_and(|row| row.link_up);
+            row.is_some_and(|row| row.primary == Some(of) && row.link_up)
+                && linked
+                && newest(view) <= newest(own)
+        });
+        let entitled = own.nodes.rows.iter();
+        let entitled = entitled.filter(|row| row.flags.primary && !row.slots.is_empty()).count();
+        let consents = old == Old::Gone || ready.iter().any(|(_, view)| view.id() == of);
+        Self { elect: consents && ready.len() > entitled / 2, deaf }
     }
 }
 
 /// Waits until a majority would vote for the candidate: it knows the candidate as a replica of
 /// that primary, has links with it, and knows of no configuration that the candidate hasn't heard of.
 /// News that is missing is spread at once. Asked too early the voters say nothing, and the
-/// candidate would not stand again before four times the node timeout.
+/// candidate would not stand again before four times the node timeout. A role that was taken a moment
+/// ago is such news, and can take seconds by itself.
 async fn wait_electable(
     context: &Context,
     candidate: &Member,
     of: NodeId,
+    old: Old,
 ) -> Result<(), StepError> {
     let mut wait = Wait::new(ELECTABLE);
     let mut told = Tick::new(NUDGE);
-    let newest = |view: &View| view.nodes.rows.iter().map(|row| row.config_epoch).max();
     loop {
         let all = context.members(&candidate.name.cluster)?;
         let views = context.views_within(&all, QUICK).await;
@@ -147,28 +152,17 @@ async fn wait_electable(
             .filter_map(|(member, view)| Some((member, view.ok()?)))
             .collect();
         if let Some((_, own)) = seen.iter().find(|(member, _)| member.name == candidate.name) {
-            let id = own.id();
             if own.is_primary() {
                 // The cluster's own election was quicker.
                 return Ok(());
             }
-            let entitled = own.nodes.rows.iter();
-            let entitled =
-                entitled.filter(|row| row.flags.primary && !row.slots.is_empty()).count();
-            let voters = seen.iter().filter(|(_, view)| view.is_primary() && view.owns_slots());
-            let (ready, deaf): (Vec<_>, Vec<_>) = voters.partition(|(_, view)| {
-                let row = view.nodes.row(id);
-                let linked = own.nodes.row(view.id()).is_some_and(|row| row.link_up);
-                row.is_some_and(|row| row.primary == Some(of) && row.link_up)
-                    && linked
-                    && newest(view) <= newest(own)
-            });
-            let elected = ready.len() > entitled / 2;
-            if elected && (deaf.is_empty() || wait.waited() > QUICK) {
+            let voters = Voters::of(&seen, own, of, old);
+            if voters.elect && (voters.deaf.is_empty() || wait.waited() > old.patience()) {
                 return Ok(());
             }
             if told.is_due() {
-                let deaf: Vec<Member> = deaf.iter().map(|(member, _)| member.clone()).collect();
+                let deaf = voters.deaf.iter().map(|(member, _)| member.clone());
+                let deaf: Vec<Member> = deaf.collect();
                 join::introduce(context, candidate, &deaf).await?;
                 for voter in &deaf {
                     join::introduce(context, voter, std::slice::from_ref(candidate)).await?;
@@ -312,7 +306,7 @@ pub(super) async fn replace(
         let how = match votes {
             Votes::Asked => {
                 if let Some(of) = of {
-                    wait_electable(context, &member, of).await?;
+                    wait_electable(context, &member, of, Old::Gone).await?;
                 }
                 "FORCE"
             }
@@ -488,5 +482,70 @@ async fn all_follow(context: &Context, new: &Member, id: NodeId) -> Result<(), S
             format!("{} see {} as primary", names.join(", "), new.name)
         })
         .await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::cluster_text::{LinkState, Role};
+
+    use super::*;
+
+    fn id(number: u32) -> String {
+        format!("{number:040}")
+    }
+
+    /// What a node of three primaries, 1 to 3, and a replica 4 of the first sees. `role` is what it
+    /// holds 4 for, `epoch` the configuration epoch it knows of 2, `link` its link with 4.
+    fn view(viewer: u32, role: &str, epoch: u32, link: &str) -> (u32, View) {
+        let row = |number: u32, role: &str, epoch: u32, link: &str, slots: &str| {
+            let (myself, id) = (if number == viewer { "myself," } else { "" }, id(number));
+            let address = format!("127.0.0.1:{}@{}", 7000 + number, 17_000 + number);
+            format!("{id} {address} {myself}{role} 0 0 {epoch} {link} {slots}\n")
+        };
+        let text = [
+            row(1, "master -", 1, "connected", "0-5460"),
+            row(2, "master -", epoch, "connected", "5461-10921"),
+            row(3, "master -", 3, "connected", "10922-16383"),
+            row(4, role, 1, link, ""),
+        ];
+        let role = match viewer {
+            4 => Role::Replica {
+                primary_host: "127.0.0.1".to_owned(),
+                primary_port: 7001,
+                link: LinkState::Connected,
+                offset: 0,
+            },
+            _ => Role::Primary { offset: 0, replicas: Vec::new() },
+        };
+        (viewer, View { nodes: text.concat().parse().unwrap(), role })
+    }
+
+    #[test]
+    fn a_candidate_waits_until_its_primary_and_a_majority_know_it() {
+        let knows = format!("slave {}", id(1));
+        let (knows, late) = (knows.as_str(), "master -");
+        let check = |old: Old, others: &[(u32, View)], expected: (bool, &[u32])| {
+            let own = view(4, knows, 2, "connected").1;
+            let voters = Voters::of(others, &own, own.primary().unwrap(), old);
+            let deaf: Vec<u32> = voters.deaf.iter().map(|(number, _)| *number).collect();
+            assert_eq!((voters.elect, deaf.as_slice()), expected, "{old:?} {others:?}");
+        };
+        let all = |one, two, three| [(1, one), (2, two), (3, three)];
+        let seen = |roles: [(u32, &str); 3]| roles.map(|(n, role)| view(n, role, 2, "connected"));
+        check(Old::Lives, &seen(all(knows, knows, knows)), (true, &[]));
+        check(Old::Lives, &seen(all(knows, knows, late)), (true, &[3]));
+        check(Old::Lives, &seen(all(knows, late, late)), (false, &[2, 3]));
+        // The primary would not hear its replica, whatever the others say.
+        check(Old::Lives, &seen(all(late, knows, knows)), (false, &[1]));
+        check(Old::Lives, &seen(all(knows, knows, knows))[1..], (false, &[]));
+        check(Old::Gone, &seen(all(knows, knows, knows))[1..], (true, &[]));
+        check(Old::Gone, &seen(all(knows, knows, late))[1..], (false, &[3]));
+        // Slots were moved, which the candidate hasn't heard of.
+        let connected = |number, epoch| view(number, knows, epoch, "connected");
+        check(Old::Lives, &[connected(1, 2), connected(2, 5), connected(3, 2)], (true, &[2]));
+        check(Old::Lives, &[connected(1, 2), connected(2, 5), connected(3, 5)], (false, &[2, 3]));
+        let cut = view(3, knows, 2, "disconnected");
+        check(Old::Lives, &[connected(1, 2), connected(2, 2), cut], (true, &[3]));
     }
 }
