@@ -424,6 +424,58 @@ async fn one_server_of_an_old_version_with_databases_through_a_bucket() {
     assert!(ended.said().contains("is not what was written"), "{ended:?}");
 }
 
+/// Fields that ended since, and were needed for what came after.
+async fn fields_end_as_they_would_have(kind: &str, version: &str) {
+    let fleet = TestFleet::empty();
+    let (place, other) = (place(&fleet, "kept"), place(&fleet, "plain"));
+    let config = ["--repl-diskless-sync-delay", "0"];
+    let source = Server::start(&engine(kind, version).server, &config).await.unwrap();
+    let mut link = source.link().await.unwrap();
+    let address = source.address.to_string();
+    let mut told = async |lines: &[&str]| {
+        for line in lines {
+            let words: Vec<&str> = line.split(' ').collect();
+            call(&mut link, &words).await.unwrap();
+        }
+    };
+    let large = "for i = 1, 20000 do redis.call('HSET', 'large', i, string.rep(i, 20)) end";
+    told(&["HSET kept f 1 stays 2", "HPEXPIRE kept 6000 FIELDS 1 f", "HSET large f 1"]).await;
+    told(&["HPEXPIRE large 6000 FIELDS 1 f", "HSET plain f 1"]).await;
+    call(&mut source.link().await.unwrap(), &["EVAL", large, "0"]).await.unwrap();
+    let ended = now_ms() + 6_000;
+    let args = ["backup", "mine", "--connect", &address, "--to", &place, "--follow"];
+    let following = fleet.spawn(&[&args[..], &["--segment", "1s"]].concat());
+    kept_until(&fleet, &place, now_ms()).await;
+    told(&["HINCRBY kept f 5", "HPERSIST kept FIELDS 1 f"]).await;
+    told(&["HINCRBY large f 5", "HEXPIRE large 5000 FIELDS 1 f"]).await;
+    told(&["HSET rolling f 1", "HPEXPIRE rolling 900 FIELDS 1 f", "HINCRBY rolling f 5"]).await;
+    told(&["HEXPIRE rolling 3000 FIELDS 1 f", "HINCRBY rolling f 5"]).await;
+    told(&["HSETEX made PX 900 FIELDS 1 f 1", "HINCRBY made f 5", "HPERSIST made FIELDS 1 f"])
+        .await;
+    told(&["HSET gone f 1 g 2", "HPEXPIRE gone 900 FIELDS 1 f"]).await;
+    let at = quiet_second().await;
+    fleet.run(&["backup", "mine", "--connect", &address, "--to", &other]).await.expect_code(0);
+    told(&["FLUSHALL"]).await;
+    kept_until(&fleet, &place, now_ms()).await;
+    stop(following).await;
+    sleep(Duration::from_millis(ended.saturating_sub(now_ms()))).await;
+    let target = cluster(kind, version, 2, 0).await;
+    let to = target.addresses()[0].to_string();
+    let args = ["restore", "latest", "--at", &at, "--from", &place, "--to", &to];
+    fleet.run(&args).await.expect_code(0);
+    assert_eq!(same(&fleet, &other, &to).await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_redis_end_as_they_would_have() {
+    fields_end_as_they_would_have("redis", "8.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_valkey_end_as_they_would_have() {
+    fields_end_as_they_would_have("valkey", "9.1").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn by_the_spec_guard_keeps_them() {
     let line = "backup: {to: kept, every: 1h, continuous: true}";

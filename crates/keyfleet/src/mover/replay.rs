@@ -7,7 +7,7 @@
 //!
 //! Time must not pass meanwhile: a key that ended long ago may be needed for what came after, and be
 //! kept in the end. So ends are put off by [`LATER_MS`], those of the backup's keys too, and set
-//! right when all is done. Fields that end are not put off.
+//! right when all is done; those of hashes' fields likewise.
 //!
 //! A shard's commands for slots that it did not own at the moment are left out: whoever owned them has
 //! their values in its own commands, or in its file. FLUSHALL means that all before it doesn't count
@@ -78,6 +78,8 @@ pub struct Job<'a> {
     pub run: String,
     /// An earlier one may have done some of it.
     pub resumed: bool,
+    /// Fields of the backup's hashes may have had their ends put off.
+    pub field_ends: bool,
 }
 
 /// Why it ended early. What was done stays done, and is known to be.
@@ -158,7 +160,8 @@ pub async fn replay(job: &Job<'_>, watch: &Watch) -> Result<(Replayed, Troubles)
     }
     let ends = job.scans.iter().any(|scan| scan.ends)
         || job.point.base.shards.iter().any(|shard| shard.tally.expiring > 0);
-    replayer.finish(ends).await?;
+    let field_ends = job.field_ends || job.scans.iter().any(|scan| scan.field_ends);
+    replayer.finish(ends, field_ends).await?;
     Ok((replayer.replayed, replayer.troubles))
 }
 

@@ -276,6 +276,18 @@ impl Encoding {
         })
     }
 
+    /// May fields of such a hash end on their own?
+    pub const fn may_end_fields(self) -> bool {
+        matches!(
+            self,
+            Self::HashExpiringCandidate
+                | Self::HashListpackExpiringCandidate
+                | Self::HashExpiring
+                | Self::HashListpackExpiring
+                | Self::HashExpiringValkey
+        )
+    }
+
     /// What a key with it holds.
     pub const fn data_type(self) -> DataType {
         match self {

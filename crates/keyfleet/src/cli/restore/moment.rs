@@ -91,14 +91,17 @@ pub async fn run(context: &Context, args: Args, at_ms: u64) -> Result<Exit, Fail
         patience: load.how.patience,
         run,
         resumed: false,
+        field_ends: false,
     };
     let (mut report, state) = if let Some(saved) = saved.filter(|saved| saved.loaded) {
         context.printer.note("The backup is loaded; going on with the commands after it.");
-        job.resumed = true;
+        // Nobody noted whether there were any.
+        (job.resumed, job.field_ends) = (true, true);
         (Report { read: saved.tally, ..Report::default() }, state)
     } else {
         load.load(context, goal, state).await?
     };
+    job.field_ends |= report.read.field_ends > 0;
     let (replayed, troubles) = replayed(context, &job).await?;
     report.replayed = Some(replayed);
     report.read.troubles.join(troubles);

@@ -35,6 +35,9 @@ pub(super) struct Build {
     pub field_ttls_lost: bool,
     engine: Engine,
     has_field_ttls: bool,
+    later_ms: u64,
+    /// Some fields' ends were put off.
+    pub put_off: bool,
     way: Way,
     /// The items are in the state after the last part.
     state: Option<ItemsState>,
@@ -67,7 +70,14 @@ impl Build {
     /// What temporary names begin with.
     pub const PREFIX: &'static [u8] = b"keyfleet-import:";
 
-    pub fn new(at: Position, key: &Key<'_>, engine: Engine, loader: &Arc<Loader>) -> Self {
+    /// `later_ms`: by so much fields' ends are put off.
+    pub fn new(
+        at: Position,
+        key: &Key<'_>,
+        engine: Engine,
+        loader: &Arc<Loader>,
+        later_ms: u64,
+    ) -> Self {
         let slot = key_slot(&key.name);
         let temporary = temporary(&key.name, slot);
         let way = match key.encoding.data_type() {
@@ -83,8 +93,10 @@ impl Build {
             temporary,
             bytes: 0,
             field_ttls_lost: false,
+            put_off: false,
             engine,
             has_field_ttls: ends_fields(engine),
+            later_ms,
             way,
             state: Some(Items::start(key.encoding)),
             fault: None,
@@ -136,8 +148,10 @@ impl Build {
         let mut result = Ok(());
         let (slot, offset) = (self.slot, self.at.total);
         for item in items.by_ref() {
-            let made = item.and_then(|item| {
-                if let Item::Field { expire_at_ms: Some(_), .. } = item {
+            let made = item.and_then(|mut item| {
+                if let Item::Field { expire_at_ms: Some(at_ms), .. } = &mut item {
+                    *at_ms = at_ms.saturating_add(self.later_ms);
+                    self.put_off |= self.later_ms > 0;
                     self.calm = false;
                     self.field_ttls_lost |= !self.has_field_ttls;
                 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use protocol::{
     Engine, EngineKind, Slot, Value as Reply, Version, key_slot,
     rdb::{
-        Big, Carried, DataType, Encoding, Entry, Event, Items, Key, Limits, Lost, Part,
-        payload_format, transcode,
+        Big, Carried, DataType, Encoding, Entry, Event, Fault, Item, Items, Key, Limits, Lost,
+        Part, encode, payload_format, transcode,
     },
     resp::encode_command,
 };
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Existing, ImportError, Job, Watch,
-    big::{Build, Built},
+    big::{Build, Built, ends_fields},
     filter::Bound,
     locked, open,
     report::{Tally, Troubles, Way},
@@ -190,7 +190,12 @@ impl<'a> Carrier<'a> {
             return Ok(Next::Go);
         }
         self.switch(at, self.job.filter.mapped(key.db))?;
-        match transcode(key.encoding, raw, &self.engine) {
+        let later = self.with_fields_later(key.encoding, raw);
+        let (encoding, raw) = match &later {
+            Some(Ok(raw)) => (Encoding::HashExpiring, raw.as_slice()),
+            _ => (key.encoding, *raw),
+        };
+        match transcode(encoding, raw, &self.engine) {
             Ok(Carried::Payload { encoding, raw: value, format, lost }) => {
                 name_lost(key, lost, &mut self.tally.troubles);
                 let payload = Payload { encoding, raw: &value, format };
@@ -212,6 +217,34 @@ impl<'a> Carrier<'a> {
             Err(fault) => self.tally.troubles.add(&key.name, format!("is damaged: {fault}")),
         }
         Ok(Next::Go)
+    }
+
+    /// By so much ends of fields are put off.
+    fn later_ms(&self) -> u64 {
+        // KeyDB's own ends of members can't be asked for, and so not be set right.
+        let known = self.job.followed.is_some() && self.engine.kind != EngineKind::KeyDb;
+        if known { LATER_MS } else { 0 }
+    }
+
+    /// The hash with its fields' ends put off, as [`Encoding::HashExpiring`], where commands follow.
+    fn with_fields_later(
+        &mut self,
+        encoding: Encoding,
+        raw: &[u8],
+    ) -> Option<Result<Vec<u8>, Fault>> {
+        let later_ms = self.later_ms();
+        if later_ms == 0 || !encoding.may_end_fields() || !ends_fields(self.engine) {
+            return None;
+        }
+        let items = Items::new(encoding, raw).map(|item| {
+            let mut item = item?;
+            if let Item::Field { expire_at_ms: Some(at_ms), .. } = &mut item {
+                *at_ms = at_ms.saturating_add(later_ms);
+            }
+            Ok(item)
+        });
+        self.tally.field_ends += 1;
+        Some(encode(items, Encoding::HashExpiring))
     }
 
     fn sent(&mut self, key: &Key<'_>, slot: Slot, bytes: usize, way: Way) {
@@ -263,7 +296,7 @@ impl<'a> Carrier<'a> {
                 return Ok(false);
             }
         }
-        let mut build = Build::new(at, key, self.engine, &self.loader);
+        let mut build = Build::new(at, key, self.engine, &self.loader, self.later_ms());
         self.call(build.slot, &[b"DEL", &build.temporary])?;
         build.begun(&self.loader);
         self.build = Some(build);
@@ -275,6 +308,7 @@ impl<'a> Carrier<'a> {
         let Some(build) = self.build.take() else { return Ok(Next::Go) };
         let (at, slot, key) = (build.at, build.slot, build.key.clone());
         let field_ttls = build.field_ttls_lost;
+        self.tally.field_ends += u64::from(build.put_off);
         let existing = self.job.existing;
         let built = build.finish(
             &self.loader,

@@ -26,7 +26,15 @@ pub struct Tally {
     pub functions: u64,
     /// Commands of append-only files.
     pub commands: u64,
+    /// Hashes of which fields' ends were put off.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub field_ends: u64,
     pub troubles: Troubles,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Keys and their bytes in the file.

@@ -1,12 +1,12 @@
-//! Ends of keys, put off until all is done.
+//! Ends of keys and of hashes' fields, put off until all is done.
 
 use std::borrow::Cow;
 
-/// By so much ends are put off, in milliseconds: more than three thousand years. What ends later than
-/// that was put off.
-pub const LATER_MS: u64 = 100_000_000_000_000;
+/// By so much ends are put off, in milliseconds: more than fifteen hundred years. What ends later than
+/// that was put off. Redis has no field end later than 2^46 (`HFE_MAX_ABS_TIME_MSEC` of its t_hash.c).
+pub const LATER_MS: u64 = 50_000_000_000_000;
 
-/// How a number says when a key ends.
+/// How a number says when something ends.
 #[derive(Clone, Copy)]
 enum Unit {
     AtMs,
@@ -16,7 +16,7 @@ enum Unit {
 }
 
 impl Unit {
-    /// The option's of SET, GETEX and MSETEX.
+    /// The option's of SET, GETEX, MSETEX, HSETEX and HGETEX.
     fn of(option: &[u8]) -> Option<Self> {
         Some(match option.to_ascii_uppercase().as_slice() {
             b"PXAT" => Self::AtMs,
@@ -40,12 +40,22 @@ impl Unit {
     }
 }
 
-/// Does the command set a key's end?
-pub fn sets_end(words: &[&[u8]]) -> bool {
-    put_off(words, || 0).iter().skip(1).any(|word| matches!(word, Cow::Owned(_)))
+/// Whose end a command sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    Keys,
+    Fields,
 }
 
-/// The command with its key's end put off, and said as a time. `time_ms`: when it was done first,
+/// Whose end does the command set?
+pub fn sets_end(words: &[&[u8]]) -> Option<Whose> {
+    let later = changed(words, || 0)?;
+    let of_fields = words.first()?.first()?.eq_ignore_ascii_case(&b'h');
+    let sets = later.iter().skip(1).any(|word| matches!(word, Cow::Owned(_)));
+    sets.then_some(if of_fields { Whose::Fields } else { Whose::Keys })
+}
+
+/// The command with what it sets the end of ending later, and that said as a time. `time_ms`: when it was done first,
 /// milliseconds since the Unix epoch, for those that say how long from then on.
 pub fn put_off<'a>(words: &[&'a [u8]], time_ms: impl Fn() -> u64) -> Vec<Cow<'a, [u8]>> {
     let same = || words.iter().map(|word| Cow::Borrowed(*word)).collect::<Vec<_>>();
@@ -58,20 +68,24 @@ fn changed<'a>(words: &[&'a [u8]], time_ms: impl Fn() -> u64) -> Option<Vec<Cow<
     let plain = |words: &[&'a [u8]]| words.iter().map(|word| Cow::Borrowed(*word)).collect();
     let named = |name: &'static [u8]| Cow::Owned(name.to_vec());
     let unit = match name.as_slice() {
-        b"PEXPIREAT" => Unit::AtMs,
-        b"EXPIREAT" => Unit::AtSeconds,
-        b"PEXPIRE" | b"PSETEX" => Unit::InMs,
-        b"EXPIRE" | b"SETEX" => Unit::InSeconds,
-        b"SET" | b"GETEX" | b"MSETEX" => {
+        b"PEXPIREAT" | b"HPEXPIREAT" => Unit::AtMs,
+        b"EXPIREAT" | b"HEXPIREAT" => Unit::AtSeconds,
+        b"PEXPIRE" | b"PSETEX" | b"HPEXPIRE" => Unit::InMs,
+        b"EXPIRE" | b"SETEX" | b"HEXPIRE" => Unit::InSeconds,
+        b"SET" | b"GETEX" | b"MSETEX" | b"HSETEX" | b"HGETEX" => {
+            // Of the last two, options stand before the fields; of the first ones behind what they are for.
+            let of_fields = name.first() == Some(&b'H');
+            let is_last = |word: &[u8]| of_fields && word.eq_ignore_ascii_case(b"FIELDS");
             let options = match name.as_slice() {
                 b"SET" => 3,
-                b"GETEX" => 2,
+                b"GETEX" | b"HSETEX" | b"HGETEX" => 2,
                 _ => {
                     let count = std::str::from_utf8(words.get(1)?).ok()?;
                     count.parse::<usize>().ok()?.checked_mul(2)?.checked_add(2)?
                 }
             };
-            let mut found = words.iter().enumerate().skip(options);
+            let found = words.iter().enumerate().skip(options);
+            let mut found = found.take_while(|(_, word)| !is_last(word));
             let (at, unit) = found.find_map(|(at, word)| Some((at, Unit::of(word)?)))?;
             let end = unit.later(words.get(at + 1)?, time_ms)?;
             let mut out: Vec<_> = plain(words.get(..at)?);
@@ -104,7 +118,8 @@ fn changed<'a>(words: &[&'a [u8]], time_ms: impl Fn() -> u64) -> Option<Vec<Cow<
         let (key, value) = (Cow::Borrowed(*key), Cow::Borrowed(*value));
         return Some(vec![named(b"SET"), key, value, named(b"PXAT"), end]);
     }
-    let mut out = vec![named(b"PEXPIREAT"), Cow::Borrowed(*key), end];
+    let as_time: &'static [u8] = if name.starts_with(b"H") { b"HPEXPIREAT" } else { b"PEXPIREAT" };
+    let mut out = vec![named(as_time), Cow::Borrowed(*key), end];
     out.extend(rest.iter().map(|word| Cow::Borrowed(*word)));
     Some(out)
 }
@@ -112,6 +127,21 @@ fn changed<'a>(words: &[&'a [u8]], time_ms: impl Fn() -> u64) -> Option<Vec<Cow<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_end_is_set() {
+        let check = |command: &str, expected: Option<Whose>| {
+            let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+            assert_eq!(sets_end(&words), expected, "{command}");
+        };
+        check("set k v", None);
+        check("set k v EX 5", Some(Whose::Keys));
+        check("restore k 0 payload", None);
+        check("restore k 5 payload", Some(Whose::Keys));
+        check("hset h f v", None);
+        check("hpexpireat h 5 FIELDS 1 f", Some(Whose::Fields));
+        check("hsetex h EX 5 FIELDS 1 f v", Some(Whose::Fields));
+    }
 
     #[test]
     fn ends_are_put_off() {
@@ -123,20 +153,25 @@ mod tests {
         };
         check("set k v", "set k v");
         check("set k EX", "set k EX");
-        check("set k v PXAT 5", "set k v PXAT 100000000000005");
-        check("SET k v EX 5 GET", "SET k v PXAT 100000001005000 GET");
-        check("set k v exat 5", "set k v PXAT 100000000005000");
-        check("getex k px 7", "getex k PXAT 100000001000007");
-        check("SETEX k 5 v", "SET k v PXAT 100000001005000");
-        check("psetex k 5 v", "SET k v PXAT 100000001000005");
-        check("expire k 5 NX", "PEXPIREAT k 100000001005000 NX");
-        check("PEXPIREAT k 5", "PEXPIREAT k 100000000000005");
-        check("expireat k 5", "PEXPIREAT k 100000000005000");
+        check("set k v PXAT 5", "set k v PXAT 50000000000005");
+        check("SET k v EX 5 GET", "SET k v PXAT 50000001005000 GET");
+        check("set k v exat 5", "set k v PXAT 50000000005000");
+        check("getex k px 7", "getex k PXAT 50000001000007");
+        check("SETEX k 5 v", "SET k v PXAT 50000001005000");
+        check("psetex k 5 v", "SET k v PXAT 50000001000005");
+        check("expire k 5 NX", "PEXPIREAT k 50000001005000 NX");
+        check("PEXPIREAT k 5", "PEXPIREAT k 50000000000005");
+        check("expireat k 5", "PEXPIREAT k 50000000005000");
         check("restore k 0 payload", "RESTORE k 0 payload");
-        check("RESTORE k 5 payload", "RESTORE k 100000001000005 payload ABSTTL");
-        check("RESTORE-ASKING k 5 p ABSTTL", "RESTORE k 100000000000005 p ABSTTL");
-        check("msetex 2 a EX b 2 EX 5", "msetex 2 a EX b 2 PXAT 100000001005000");
-        check("hpexpireat h 5 FIELDS 1 f", "hpexpireat h 5 FIELDS 1 f");
+        check("RESTORE k 5 payload", "RESTORE k 50000001000005 payload ABSTTL");
+        check("RESTORE-ASKING k 5 p ABSTTL", "RESTORE k 50000000000005 p ABSTTL");
+        check("msetex 2 a EX b 2 EX 5", "msetex 2 a EX b 2 PXAT 50000001005000");
+        check("hpexpireat h 5 FIELDS 1 f", "HPEXPIREAT h 50000000000005 FIELDS 1 f");
+        check("hexpire h 5 NX FIELDS 1 EX", "HPEXPIREAT h 50000001005000 NX FIELDS 1 EX");
+        check("hsetex h FNX PX 5 FIELDS 1 f v", "hsetex h FNX PXAT 50000001000005 FIELDS 1 f v");
+        check("HSETEX h KEEPTTL FIELDS 1 EX 5", "HSETEX h KEEPTTL FIELDS 1 EX 5");
+        check("hgetex h exat 5 FIELDS 1 f", "hgetex h PXAT 50000000005000 FIELDS 1 f");
+        check("hpersist h FIELDS 1 f", "hpersist h FIELDS 1 f");
         check("incr k", "incr k");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use protocol::{Slot, SlotSet, commands};
 
-use super::expiry::sets_end;
+use super::expiry::{Whose, sets_end};
 use crate::{
     backup::{
         point::{PointError, PointInTime, Shard},
@@ -20,6 +20,8 @@ pub struct Scan {
     pub commands: u64,
     /// Some of them set when keys end.
     pub ends: bool,
+    /// Some of them set when fields of hashes end.
+    pub field_ends: bool,
     /// Where everything was deleted last.
     all: Option<u64>,
     /// Where slots were emptied last.
@@ -43,7 +45,11 @@ pub async fn scan(
 impl Scan {
     fn see(&mut self, offset: u64, words: &[&[u8]]) {
         self.commands += 1;
-        self.ends |= sets_end(words);
+        match sets_end(words) {
+            Some(Whose::Keys) => self.ends = true,
+            Some(Whose::Fields) => self.field_ends = true,
+            None => {}
+        }
         match commands::resolve(words).map(|command| command.name) {
             Some("select") => {
                 if let Kind::Select(db) = kind(words) {
