@@ -9,6 +9,7 @@ mod proxy;
 mod rdb;
 mod record;
 mod reshard;
+mod restore;
 mod up;
 
 use std::{
@@ -38,6 +39,8 @@ pub enum Bench {
     Rdb(rdb::Options),
     /// Load a file into a cluster, beside rdb-tools, the engine's own tool, and the target's limit.
     Import(import::Options),
+    /// A backup into a new cluster, by files that its servers load at their start and by commands.
+    Restore(restore::Options),
     /// Look into a file, beside rdb-tools; memory where a file is large.
     Analyze(analyze::Options),
 }
@@ -99,6 +102,7 @@ pub fn run(bench: &Bench, record: bool) -> anyhow::Result<ExitCode> {
         Bench::Proxy(options) => proxy::run(options)?,
         Bench::Rdb(options) => rdb::run(options)?,
         Bench::Import(options) => runtime.block_on(import::run(options))?,
+        Bench::Restore(options) => runtime.block_on(restore::run(options))?,
         Bench::Analyze(options) => runtime.block_on(analyze::run(options))?,
         Bench::Failover(options) => runtime.block_on(failover::run(options))?,
     };
