@@ -12,7 +12,7 @@ use protocol::{Info, NodeId, SlotSet};
 use super::{
     context::Context,
     freeze,
-    import::{Load, goal, notes_beside, outcome},
+    import::{Goal, Load, notes_beside, outcome},
     lease, signals, steps,
     text::plural,
     up::{self, bring_up},
@@ -24,12 +24,15 @@ use crate::{
         self, StepError,
         boot::{Cradle, forget_data, seats},
     },
-    mover::import::{
-        Booted, Watch,
-        report::Troubles,
-        source,
-        split::{self, Content},
-        state::{Loaded, Saved, StateFile},
+    mover::{
+        import::{
+            Booted, Watch,
+            report::Troubles,
+            source,
+            split::{self, Content},
+            state::{Loaded, Saved, StateFile},
+        },
+        load::Target,
     },
     observe::{Observer, disk},
     reconcile::Reconciler,
@@ -40,10 +43,17 @@ use crate::{
 /// A cluster that is to be made with data.
 pub(super) struct NewCluster {
     name: ClusterName,
-    session: Session,
     state: StateFile,
     /// What the nodes hold that an interrupted run made, once their files were whole.
     loaded: Option<Vec<Loaded>>,
+}
+
+/// What is known of the inputs.
+pub(super) struct Known {
+    /// For each of them those that it is the source of; empty: all.
+    pub slots: Vec<SlotSet>,
+    /// About how many keys they have.
+    pub keys: u64,
 }
 
 /// Refuses to make nodes of clusters whose data wasn't moved to all of theirs yet.
@@ -69,7 +79,8 @@ impl NewCluster {
         if to.contains(':') || load.how.dry_run {
             return Ok(None);
         }
-        let (session, name) = (context.open()?, ClusterName::new(to));
+        let session = Session::open(context.file(), context.file.is_some())?;
+        let name = ClusterName::new(to);
         if !session.fleet.clusters.contains_key(&name) {
             return Ok(None);
         }
@@ -90,19 +101,19 @@ impl NewCluster {
         if exists && loaded.is_none() {
             return Ok(None);
         }
-        Ok(Some(Self { name, session, state, loaded }))
+        Ok(Some(Self { name, state, loaded }))
     }
 
-    /// Makes it, with what is to be loaded, and shows what came of it. `slots`: for each of the inputs those
-    /// that it is the source of.
+    /// Makes it, with what is to be loaded, and shows what came of it.
     pub async fn load(
         self,
         context: &Context,
         mut load: Load,
-        slots: Vec<SlotSet>,
+        known: Known,
     ) -> Result<Exit, Failure> {
         let started = Instant::now();
-        let Self { name, session, state, loaded } = self;
+        let Self { name, state, loaded } = self;
+        let session = context.open()?;
         freeze::refuse(context, &session.store, std::slice::from_ref(&name), None)?;
         let tools = context.tools(&session).await?;
         let Some(cradle) = Cradle::open(&session.store, &name)? else {
@@ -115,7 +126,7 @@ impl NewCluster {
                 context.printer.note("The nodes' files are whole; going on from there.");
                 loaded
             }
-            None => making.prepare(&load, slots).await?,
+            None => making.prepare(&load, known).await?,
         };
         let observed = making.start().await?;
         let troubles = missing(&tools, &observed, &loaded).await;
@@ -127,7 +138,15 @@ impl NewCluster {
         let boot_files = loaded.len() as u64;
         load.booted = Some(Booted { inputs, loaded });
         let output = load.how.output;
-        let goal = goal(context, name.as_str()).await?;
+        let login = tools.login(&name).map_err(|error| Failure::of(&error))?;
+        let seeds = observed.of(&name).filter(|(_, view)| view.up().is_some());
+        let seeds = seeds.map(|(_, view)| SocketAddr::new(view.address, view.ports.tcp)).collect();
+        let goal = Goal {
+            to: name.to_string(),
+            target: Target::Cluster(seeds),
+            login: Some(login),
+            notes: None,
+        };
         let (mut report, _) = load.load(context, goal, Some(state)).await?;
         report.boot_files = boot_files;
         report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -147,10 +166,10 @@ struct Making<'a> {
 
 impl Making<'_> {
     /// Makes the nodes' directories with all their files; what those hold.
-    async fn prepare(&self, load: &Load, slots: Vec<SlotSet>) -> Result<Vec<Loaded>, Failure> {
+    async fn prepare(&self, load: &Load, known: Known) -> Result<Vec<Loaded>, Failure> {
         let stop = signals::asked_to_stop()?;
         let prepared = tokio::select! {
-            prepared = self.write(load, slots) => prepared,
+            prepared = self.write(load, known) => prepared,
             () = stop => Err(Failure::user("stopped before the end")
                 .hint("run the same command again: it begins anew")),
         };
@@ -162,7 +181,7 @@ impl Making<'_> {
         prepared
     }
 
-    async fn write(&self, load: &Load, slots: Vec<SlotSet>) -> Result<Vec<Loaded>, Failure> {
+    async fn write(&self, load: &Load, known: Known) -> Result<Vec<Loaded>, Failure> {
         let Self { context, tools, name, cradle, state } = self;
         let mut observer = Observer::new(Arc::clone(&tools.store), tools.pool.clone());
         let observed = observer.observe(&tools.fleet).await?;
@@ -180,7 +199,8 @@ impl Making<'_> {
         let total: u64 = load.inputs.iter().map(|input| input.bytes).sum();
         let job = split::Job {
             inputs: load.inputs.clone(),
-            slots,
+            slots: known.slots,
+            keys: known.keys,
             filter: load.filter.clone(),
             engine,
             shards: data.iter().cloned().zip(owned).collect(),
@@ -209,6 +229,9 @@ impl Making<'_> {
         });
         let loaded: Vec<Loaded> = loaded.collect();
         let (tally, booted) = (split.tally, Some(loaded.clone()));
+        for path in &split.rest {
+            store::sync_parent(path)?;
+        }
         state
             .save(&Saved { tally, booted, ..Saved::default() })
             .map_err(|error| outcome::failure(&error.into(), false))?;
@@ -226,8 +249,11 @@ impl Making<'_> {
             // Guard makes no nodes of it while some are here and some there.
             store.set_stopped(name, true)?;
             if let Err(error) = cradle.hand_over() {
-                state.forget();
-                let _ = cradle.discard();
+                if matches!(error, StepError::Stale(_)) {
+                    // Nothing was moved, and there is another cluster now.
+                    state.forget();
+                    let _ = cradle.discard();
+                }
                 return Err(unmade(&error).hint("run the same command again"));
             }
         } else {

@@ -9,7 +9,7 @@ use protocol::{ClusterNodes, Info};
 
 use super::{
     backup::{Shelf, find},
-    boot::NewCluster,
+    boot::{Known, NewCluster},
     context::Context,
     import::{Goal, Load, arguments::Loading, goal, outcome},
     text::plural,
@@ -79,8 +79,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     if let Some(new) = NewCluster::wanted(context, &args.to, &load)? {
         let slots = manifest.shards.iter().map(|shard| shard.slots.clone()).collect();
+        let known = Known { slots, keys: manifest.keys() };
         announce(context, &manifest, &format!(" into {}, which is new", args.to));
-        return new.load(context, load, slots).await;
+        return new.load(context, load, known).await;
     }
     let goal = goal(context, &args.to).await?;
     let state = load.state(&goal.to, goal.notes.as_deref())?;

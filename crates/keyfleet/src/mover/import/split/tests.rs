@@ -32,6 +32,7 @@ fn check(
     let job = Job {
         inputs: source::find(&[source]).unwrap(),
         slots: vec![slots.clone()],
+        keys: 3,
         filter: Filter::default(),
         engine,
         shards: vec![
