@@ -3,8 +3,9 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::Arc,
 };
 
@@ -12,14 +13,18 @@ use protocol::{
     Value,
     resp::{Decoder, encode_command},
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 
-use crate::{proxy::TIME_MAX, server::new_directory};
+use crate::{
+    engines::engine,
+    proxy::{TIME_MAX, wait_until},
+    server::{free_port, new_directory},
+};
 
 /// Certificates in files, by one authority.
 pub struct Authority {
@@ -58,9 +63,27 @@ impl Authority {
 
     /// Likewise, good for these names and addresses.
     pub fn issue_for(&self, name: &str, hosts: &[&str]) -> CertificateDer<'static> {
+        self.issue_as(name, hosts, |_| ())
+    }
+
+    /// Likewise, but for its time, which was over a day after 1 January 2024.
+    pub fn issue_expired(&self, name: &str, hosts: &[&str]) {
+        self.issue_as(name, hosts, |params| {
+            params.not_before = date_time_ymd(2024, 1, 1);
+            params.not_after = date_time_ymd(2024, 1, 2);
+        });
+    }
+
+    fn issue_as(
+        &self,
+        name: &str,
+        hosts: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
+        change(&mut params);
         // One with its issuer's name would be taken for self-signed.
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -136,5 +159,58 @@ impl Secure {
     /// What the other end has shown.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+}
+
+/// A server that speaks TLS only, with clients that show a certificate; dropping it kills it.
+pub struct TlsServer {
+    pub address: SocketAddr,
+    process: Child,
+    directory: PathBuf,
+}
+
+impl TlsServer {
+    /// With the authority's certificate of that name, and directives as arguments.
+    pub fn start(authority: &Authority, certificate: &str, config: &[&str]) -> Self {
+        for _ in 0..10 {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+            let directory = new_directory().unwrap();
+            let port = address.port().to_string();
+            let [own, key, roots] =
+                [&format!("{certificate}.pem"), &format!("{certificate}.key"), "ca.pem"]
+                    .map(|name| authority.file(name));
+            let mut process = Command::new(engine("redis", "7.0").server)
+                .args(["--port", "0", "--bind", "127.0.0.1", "--save", "", "--tls-port", &port])
+                .args([
+                    "--tls-cert-file",
+                    &own,
+                    "--tls-key-file",
+                    &key,
+                    "--tls-ca-cert-file",
+                    &roots,
+                ])
+                .args(config)
+                .current_dir(&directory)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut ended = false;
+            wait_until("the server listens", || {
+                ended = process.try_wait().unwrap().is_some();
+                ended || TcpStream::connect(address).is_ok()
+            });
+            if !ended {
+                return Self { address, process, directory };
+            }
+        }
+        panic!("the server doesn't start");
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }

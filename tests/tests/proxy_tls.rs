@@ -1,78 +1,21 @@
 //! TLS to servers, in front of real ones, and several certificates at one address.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, net::SocketAddr};
 
 use protocol::Value;
 use tests::{
-    certificates::Authority,
+    certificates::{Authority, TlsServer},
     differential::Wire,
     engines::engine,
     proxy::{Program, wait_until},
-    server::{free_port, new_directory},
+    server::Server,
 };
 
-/// A server that speaks TLS only, with clients that show a certificate; dropping it kills it.
-struct Server {
-    address: SocketAddr,
-    process: Child,
-    directory: PathBuf,
-}
-
-impl Server {
-    fn start(authority: &Authority, certificate: &str, config: &[&str]) -> Self {
-        for _ in 0..10 {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
-            let directory = new_directory().unwrap();
-            let port = address.port().to_string();
-            let [own, key, roots] =
-                [&format!("{certificate}.pem"), &format!("{certificate}.key"), "ca.pem"]
-                    .map(|name| authority.file(name));
-            let mut process = Command::new(engine("redis", "7.0").server)
-                .args(["--port", "0", "--bind", "127.0.0.1", "--save", "", "--tls-port", &port])
-                .args([
-                    "--tls-cert-file",
-                    &own,
-                    "--tls-key-file",
-                    &key,
-                    "--tls-ca-cert-file",
-                    &roots,
-                ])
-                .args(config)
-                .current_dir(&directory)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
-            let mut ended = false;
-            wait_until("the server listens", || {
-                ended = process.try_wait().unwrap().is_some();
-                ended || std::net::TcpStream::connect(address).is_ok()
-            });
-            if !ended {
-                return Self { address, process, directory };
-            }
-        }
-        panic!("the server doesn't start");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
 /// Two nodes that share the slots.
-fn cluster(authority: &Authority, certificate: &str) -> [Server; 2] {
+fn cluster(authority: &Authority, certificate: &str) -> [TlsServer; 2] {
     let config = ["--cluster-enabled", "yes", "--tls-cluster", "yes"];
-    let nodes = [(); 2].map(|()| Server::start(authority, certificate, &config));
-    let ask = |node: &Server, words: &str| {
+    let nodes = [(); 2].map(|()| TlsServer::start(authority, certificate, &config));
+    let ask = |node: &TlsServer, words: &str| {
         let words: Vec<&str> = words.split(' ').collect();
         authority.connect(node.address, Some("client")).call(&words).unwrap()
     };
@@ -139,13 +82,48 @@ fn a_cluster_that_speaks_tls_serves_plain_clients() {
     });
     let check = |args: &[&str], expected: &str| {
         let said = Program::try_start(&[nodes[0].address], args).err().expect("it doesn't start");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(said.contains(expected), "{args:?}: {said}");
     };
     check(&[], "cannot be reached");
-    check(&["--server-tls-ca", &roots], "CertificateRequired");
-    check(&[&shown[..], &["--tls-server-name", "elsewhere"]].concat(), "not valid for name");
+    check(&["--server-tls-ca", &roots], "it asks for a certificate: --server-tls-cert FILE");
+    let elsewhere = [&shown[..], &["--tls-server-name", "elsewhere"]].concat();
+    check(&elsewhere, "is good for localhost, 127.0.0.1, not for elsewhere");
     let stranger = Authority::new();
-    check(&["--server-tls-ca", &stranger.file("ca.pem")], "invalid peer certificate");
+    check(&["--server-tls-ca", &stranger.file("ca.pem")], "by none of those in --server-tls-ca");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_tls_is_said() {
+    let authority = Authority::new();
+    authority.issue_for("good", &["127.0.0.1"]);
+    authority.issue_for("bare", &[]);
+    authority.issue_for("other", &["nodes.example"]);
+    authority.issue_expired("expired", &["127.0.0.1"]);
+    let file = |name: &str| authority.file(name);
+    let roots = file("ca.pem");
+    let trusting = ["--server-tls-ca", roots.as_str()];
+    let start = |name| TlsServer::start(&authority, name, &["--tls-auth-clients", "no"]);
+    let [good, bare, other, expired] = ["good", "bare", "other", "expired"].map(start);
+    let plain = Server::start(&engine("redis", "7.0").server, &[]).await.unwrap();
+    let check = |at: SocketAddr, args: &[&str], expected: &str| {
+        let said = Program::try_start(&[at], args).err().expect("it doesn't start");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(expected), "{args:?}: {said}");
+    };
+    check(bare.address, &trusting, "its certificate has no subjectAltName");
+    check(bare.address, &trusting, "make one with 127.0.0.1 as its subjectAltName");
+    check(other.address, &trusting, "is good for nodes.example, not for 127.0.0.1");
+    check(other.address, &trusting, "or say --tls-server-name nodes.example");
+    check(expired.address, &trusting, "its certificate has expired");
+    check(plain.address, &trusting, "is this its plain port?");
+    check(good.address, &[], "where it speaks TLS: --server-tls-ca FILE");
+    let [good_pem, bare_key, none] = ["good.pem", "bare.key", "none.key"].map(file);
+    let shown =
+        |key| ["--server-tls-ca", &roots, "--server-tls-cert", &good_pem, "--server-tls-key", key];
+    check(good.address, &shown(&bare_key), &format!("{bare_key} is not the key of {good_pem}"));
+    check(good.address, &shown(&none), &format!("cannot read {none}"));
+    check(good.address, &shown(&good_pem), &format!("{good_pem} holds no key"));
 }
 
 #[test]
@@ -157,7 +135,7 @@ fn servers_without_their_address_in_the_certificate_go_by_a_name() {
     let [roots, own, key] = ["ca.pem", "client.pem", "client.key"].map(|name| authority.file(name));
     let shown = ["--server-tls-ca", &roots, "--server-tls-cert", &own, "--server-tls-key", &key];
     let said = Program::try_start(&[nodes[0].address], &shown).err().expect("it doesn't start");
-    assert!(said.contains("not valid for name"), "{said}");
+    assert!(said.contains("or say --tls-server-name localhost"), "{said}");
     let named = [&shown[..], &["--tls-server-name", "nodes.example"]].concat();
     let proxy = Program::start(&[nodes[0].address], &named);
     use_all(&mut Wire::open(proxy.plain).unwrap(), 1);

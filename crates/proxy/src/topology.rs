@@ -13,7 +13,10 @@ use protocol::{
 };
 
 use crate::{
-    driver::Connector,
+    driver::{
+        Connector,
+        tls_fault::{Peer, explained},
+    },
     engine::Profile,
     route::{Address, Primary, Topology},
 };
@@ -25,6 +28,8 @@ pub enum TopologyError {
     Io(#[from] io::Error),
     #[error("its answer cannot be read")]
     Decode(#[from] DecodeError),
+    #[error("it answers in another protocol; where it speaks TLS: --server-tls-ca FILE")]
+    Foreign,
     #[error("it says: {0}")]
     Refused(String),
     #[error("its answer to CLUSTER SLOTS has not the expected shape")]
@@ -81,10 +86,43 @@ pub fn exchange(
     let socket = TcpStream::connect_timeout(&target, deadline)?;
     socket.set_write_timeout(Some(deadline))?;
     socket.set_read_timeout(Some(deadline))?;
-    let mut stream: Box<dyn Link> = match tls {
+    let stream: Box<dyn Link> = match tls {
         None => Box::new(socket.try_clone()?),
         Some(tls) => Box::new(tls.connect_waiting(socket.try_clone()?, address)?),
     };
+    talk(&socket, stream, profile, give_up, requests).map_err(|error| match error {
+        TopologyError::Io(error) => in_words(error, tls.is_some()).into(),
+        TopologyError::Decode(_) if tls.is_none() => TopologyError::Foreign,
+        error => error,
+    })
+}
+
+/// Says what may be wrong where it is TLS on one side only, and what is wrong with TLS.
+fn in_words(error: io::Error, tls: bool) -> io::Error {
+    use io::ErrorKind as Kind;
+    let kind = error.kind();
+    let text = match (kind, tls) {
+        (Kind::TimedOut | Kind::WouldBlock, true) => {
+            "it does not answer over TLS in time: is this its plain port?".to_owned()
+        }
+        (Kind::UnexpectedEof | Kind::ConnectionReset, false) => {
+            format!("it hangs up ({error}); where it speaks TLS: --server-tls-ca FILE")
+        }
+        _ => match explained(&error, Peer::Server) {
+            Some(text) => text,
+            None => return error,
+        },
+    };
+    io::Error::new(kind, text)
+}
+
+fn talk(
+    socket: &TcpStream,
+    mut stream: Box<dyn Link>,
+    profile: &Profile,
+    give_up: Instant,
+    requests: &[&[&str]],
+) -> Result<Vec<Answer>, TopologyError> {
     let mut decoder = Decoder::default();
     let mut call = |words: &[&str]| -> Result<Value, TopologyError> {
         let mut request = Vec::new();

@@ -11,7 +11,8 @@ use std::{
 
 use mio::net::TcpStream;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    ClientConfig, ClientConnection, InconsistentKeys, RootCertStore, ServerConfig,
+    ServerConnection, StreamOwned,
     client::verify_server_name,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{
@@ -33,6 +34,18 @@ pub struct CertificateFiles {
     /// The certificate itself first, then those that lead to a root.
     pub certificate: PathBuf,
     pub key: PathBuf,
+}
+
+impl CertificateFiles {
+    fn unusable(&self, error: rustls::Error) -> TlsError {
+        match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                let Self { certificate, key } = self.clone();
+                TlsError::Mismatch { certificate, key }
+            }
+            error => error.into(),
+        }
+    }
 }
 
 /// Where a listener's certificates are, all PEM.
@@ -72,6 +85,8 @@ pub enum TlsError {
     Root { path: PathBuf, source: rustls::Error },
     #[error("the certificates of clients cannot be checked")]
     Clients(#[from] VerifierBuilderError),
+    #[error("{} is not the key of {}", key.display(), certificate.display())]
+    Mismatch { certificate: PathBuf, key: PathBuf },
     #[error("certificate and key cannot be used")]
     Pair(#[from] rustls::Error),
     #[error("{name:?} is no server's name")]
@@ -142,8 +157,10 @@ impl<'a> Contents<'a> {
 
     fn key(&mut self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let (path, text) = self.next();
+        let sealed = memchr::memmem::find(text, b"ENCRYPTED").is_some();
+        let what = if sealed { "key that is not encrypted" } else { "key" };
         PrivateKeyDer::from_pem_slice(text)
-            .map_err(|_| TlsError::Missing { path: path.to_owned(), what: "key" })
+            .map_err(|_| TlsError::Missing { path: path.to_owned(), what })
     }
 
     fn roots(&mut self) -> Result<RootCertStore, TlsError> {
@@ -200,9 +217,10 @@ impl TlsFiles {
     fn config(&self, contents: &mut Contents) -> Result<ServerConfig, TlsError> {
         let provider = provider();
         let mut own = Vec::new();
-        for _ in &self.own {
+        for files in &self.own {
             let (chain, key) = (contents.certificates()?, contents.key()?);
-            own.push(Arc::new(CertifiedKey::from_der(chain, key, &provider)?));
+            let made = CertifiedKey::from_der(chain, key, &provider);
+            own.push(Arc::new(made.map_err(|error| files.unusable(error))?));
         }
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
@@ -304,7 +322,9 @@ impl ServerTlsFiles {
             .with_root_certificates(contents.roots()?);
         Ok(match &self.own {
             None => builder.with_no_client_auth(),
-            Some(_) => builder.with_client_auth_cert(contents.certificates()?, contents.key()?)?,
+            Some(files) => builder
+                .with_client_auth_cert(contents.certificates()?, contents.key()?)
+                .map_err(|error| files.unusable(error))?,
         })
     }
 }

@@ -17,6 +17,7 @@ mod resolver;
 mod running;
 mod socket;
 mod tls;
+pub(crate) mod tls_fault;
 
 use std::{
     io::{self, ErrorKind},
@@ -37,6 +38,7 @@ use self::{
     resolver::Resolver,
     running::Message,
     socket::Socket,
+    tls_fault::Peer,
 };
 pub use self::{
     certificates::{
@@ -279,12 +281,20 @@ impl Loop {
                 Ok((count, emptied)) => {
                     place.readable = !emptied || place.closing;
                     let bytes = self.buffer.get(..count).unwrap_or_default();
+                    if tls_fault::is_hello(bytes) {
+                        let client = place.socket.peer_address();
+                        tracing::warn!(?client, "a client speaks TLS, where none is spoken");
+                    }
                     let more = self.engine.client_bytes(id, bytes);
                     place.wanted = more;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
+                Err(error) => {
+                    if let Some(problem) = tls_fault::explained(&error, Peer::Client) {
+                        let client = place.socket.peer_address();
+                        tracing::warn!(?client, problem, "cannot speak TLS with a client");
+                    }
                     self.engine.client_broke(id);
                     self.lose_client(index);
                     return;
@@ -316,9 +326,9 @@ impl Loop {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => place.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    if error.kind() == ErrorKind::InvalidData {
+                    if let Some(problem) = tls_fault::explained(&error, Peer::Server) {
                         let server = place.socket.peer_address();
-                        tracing::warn!(%error, ?server, "cannot speak TLS with a server");
+                        tracing::warn!(?server, problem, "cannot speak TLS with a server");
                     }
                     let made = place.writable;
                     self.lose_conn(index, if made { Loss::Broken } else { connect_loss(&error) });
