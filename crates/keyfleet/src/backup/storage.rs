@@ -3,7 +3,7 @@
 //!
 //! An object appears whole or not at all. Memory is bounded: of what is written, two parts at a time.
 
-use std::{env, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, fmt, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -34,9 +34,53 @@ pub enum StorageError {
     #[error("no place for backups: {place:?}")]
     Place { place: String, source: Box<object_store::Error> },
     #[error("cannot {what} {object}")]
-    Object { what: &'static str, object: String, source: Box<object_store::Error> },
+    Object { what: &'static str, object: String, source: Box<Told> },
     #[error(transparent)]
     Directory(#[from] store::StoreError),
+}
+
+/// Why, as people are told it: of a storage's answer what it says, without its XML.
+#[derive(Debug)]
+pub struct Told {
+    error: object_store::Error,
+    answer: Option<String>,
+}
+
+impl From<object_store::Error> for Told {
+    fn from(error: object_store::Error) -> Self {
+        let answer = answer(&with_causes(&error));
+        Self { error, answer }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.answer {
+            Some(answer) => f.write_str(answer),
+            None => self.error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Told {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        if self.answer.is_some() { None } else { self.error.source() }
+    }
+}
+
+/// `404 Not Found: NoSuchBucket: The bucket does not exist`, of a text that ends with a storage's answer.
+/// Source: "REST error responses" of S3, which the others' are alike.
+fn answer(text: &str) -> Option<String> {
+    let inside = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once(&format!("</{name}>"))?.0)
+    };
+    let (_, status) = text.split_once("status code: ")?;
+    let status = status.split([':', '<']).next()?.trim();
+    let message = inside("Message").unwrap_or_default().lines().next().unwrap_or_default().trim();
+    let code = inside("Code")?;
+    let told = [status, code, message];
+    Some(told.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": "))
 }
 
 impl StorageError {
@@ -57,7 +101,7 @@ impl StorageError {
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if says(&["NoSuchBucket", "NoSuchContainer", "ContainerNotFound"]) {
             "the bucket is not there: make it, or check its name and region"
-        } else if matches!(**source, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+        } else if matches!(source.error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
             || says(&[
                 "InvalidAccessKeyId",
                 "SignatureDoesNotMatch",
@@ -68,7 +112,7 @@ impl StorageError {
             check_key(object)
         } else if says(&["No space left", "QuotaExceeded", "507 ", "XMinioStorageFull"]) {
             "it is full: make room there, or keep fewer backups (--keep)"
-        } else if matches!(**source, E::NotFound { .. }) {
+        } else if matches!(source.error, E::NotFound { .. }) {
             "see what is there: keyfleet backups --from PLACE"
         } else if says(&["timed out", "timeout", "error sending request", "connection"]) {
             "is it there, and fast enough? For one that isn't the provider's: AWS_ENDPOINT_URL, \
@@ -198,7 +242,7 @@ impl Storage {
     ) -> impl Fn(object_store::Error) -> StorageError + use<> {
         let object = self.shown(name);
         move |source| {
-            let source = Box::new(source);
+            let source = Box::new(source.into());
             StorageError::Object { what, object: object.clone(), source }
         }
     }
@@ -367,6 +411,22 @@ mod tests {
         check("file:///no/such/dir", "a", "no/such/dir/a");
         check("/no/such", "", "no/such");
         assert!(Storage::open("s3://").is_err());
+    }
+
+    #[test]
+    fn answers_are_told_without_xml() {
+        let check = |text: &str, expected: Option<&str>| {
+            assert_eq!(answer(text).as_deref(), expected, "{text}");
+        };
+        let begin = "Generic S3 error: Error performing GET http://h/b in 1ms - Server returned \
+                     non-2xx status code: 404 Not Found: ";
+        let xml = "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>It is not there.\n\
+                   RequestId:1</Message></Error>";
+        let told = "404 Not Found: NoSuchBucket: It is not there.";
+        check(&format!("{begin}{xml}"), Some(told));
+        check(&format!("{begin}<Error><Code>Gone</Code></Error>"), Some("404 Not Found: Gone"));
+        check(begin, None);
+        check("connection refused", None);
     }
 
     #[test]
