@@ -230,6 +230,27 @@ async fn a_full_disk_leaves_nothing_half() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_backup_makes_nothing() {
+    let spec = Spec { replicas: 0, ..Spec::default() };
+    let fleet = TestFleet::new(&spec);
+    backup(&fleet, "redis", "7.0", "redis-7.0.15.rdb").await;
+    let taken = fs::read_dir(fleet.directory().join("kept/mine")).unwrap().flatten();
+    let files = taken.flat_map(|taken| fs::read_dir(taken.path()).unwrap().flatten());
+    let mut files: Vec<PathBuf> = files.map(|file| file.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rdb"));
+    let last = files.iter().max().unwrap();
+    let mut bytes = fs::read(last).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(last, bytes).unwrap();
+    let ended = fleet.run(&RESTORE).await.expect_failure();
+    assert!(!ended.said().contains("is loaded"), "{ended:?}");
+    assert!(!boot_dir(&fleet).exists());
+    let nodes = Store::beside(&fleet.directory().join("fleet.yaml")).unwrap().nodes();
+    assert!(nodes.unwrap().is_empty());
+}
+
 /// Values of some megabytes: a hash, which is as it is in every version's files; and lists, which
 /// 7.0 packs in a way that 6.2 doesn't know.
 fn large(fleet: &TestFleet) -> (PathBuf, Vec<Entry>) {

@@ -26,7 +26,7 @@ use crate::{
     },
     mover::{
         import::{
-            Booted, Watch,
+            Booted, ImportError, Watch,
             report::Troubles,
             source,
             split::{self, Content},
@@ -222,7 +222,10 @@ impl Making<'_> {
             never = drawing => never,
         };
         progress.clear();
-        let split = split.map_err(|error| outcome::failure(&error, false))?;
+        let split = split.map_err(|error| match error {
+            ImportError::Source(error) => outcome::unreadable(&error),
+            error => outcome::failure(&error, false),
+        })?;
         let loaded = seats.iter().zip(ids).zip(&split.shards).map(|((seat, id), content)| {
             let Content { keys, expiring } = *content;
             Loaded { node: seat.node.clone(), id, keys, expiring }

@@ -31,7 +31,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The target may have another number of shards, another engine, another version. Stopped at any time, by
+The target may have another number of shards, another engine, another version. A cluster of the fleet that
+isn't there yet is made, by files that its servers load at their start. Stopped at any time, by
 kill -9 too, the same command goes on where it was. The password for HOST:PORT is taken from REDISCLI_AUTH.
 Exit codes: 0 all is there; 1 something could not be carried, and is named; 2 the environment.")]
 pub struct Args {
