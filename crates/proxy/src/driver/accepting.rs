@@ -97,6 +97,7 @@ impl Loop {
             writable: true,
             wanted: true,
             closing: false,
+            fresh: true,
             _seat: seat,
         };
         put(&mut self.clients, id.index(), place);

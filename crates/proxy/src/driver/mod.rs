@@ -79,6 +79,8 @@ struct Place<T> {
     wanted: bool,
     /// The other end won't send more: reads go on until they say so.
     closing: bool,
+    /// Nothing was read yet.
+    fresh: bool,
     /// Where clients are counted.
     _seat: Option<Seat>,
 }
@@ -281,7 +283,7 @@ impl Loop {
                 Ok((count, emptied)) => {
                     place.readable = !emptied || place.closing;
                     let bytes = self.buffer.get(..count).unwrap_or_default();
-                    if tls_fault::is_hello(bytes) {
+                    if std::mem::take(&mut place.fresh) && tls_fault::is_hello(bytes) {
                         let client = place.socket.peer_address();
                         tracing::warn!(?client, "a client speaks TLS, where none is spoken");
                     }
@@ -500,6 +502,7 @@ impl Loop {
                     writable: false,
                     wanted: true,
                     closing: false,
+                    fresh: true,
                     _seat: None,
                 };
                 put(&mut self.conns, id.index(), place);
