@@ -2,11 +2,13 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -38,6 +40,8 @@ impl Azurite {
         // It would tell its makers how it is used, and refuse who speaks a newer version.
         command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck"]);
         command.env("AZURITE_ACCOUNTS", format!("{}:{}", ACCOUNT.0, ACCOUNT.1));
+        // What runs JavaScript may be a script that starts it.
+        command.process_group(0);
         let child = command.stdout(Stdio::null()).spawn()?;
         let azurite = Self { address: SocketAddr::from(([127, 0, 0, 1], port)), child };
         let deadline = Instant::now() + TIME_MAX;
@@ -54,7 +58,7 @@ impl Azurite {
 
 impl Drop for Azurite {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
     }
 }
